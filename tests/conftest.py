@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from covid_monai.datasets.phantom import Phantom
+
+DATA = Path(__file__).parent / "data"
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+BUNDLE = Path(__file__).parents[1] / "bundles" / "lung_ct_infection_segmentation"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Callable[[str], Path]:
+    """Path of a real data set under ../shared/data; skips the test, with that reason, where it is not there."""
+
+    def find(name: str) -> Path:
+        path = SHARED_DATA / name
+        if not path.exists():
+            pytest.skip(f"real data set {name} is not at {path}")
+        return path
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def phantom() -> "Phantom":
+    """A small synthetic thorax whose lungs are 30 % ground glass; its arrays are shared, so copy before a change."""
+    from covid_monai.datasets.phantom import Lesions, make_phantom
+
+    return make_phantom(0, (96, 96, 16), lesions=Lesions(0.3, 0.0))
+
+
+@pytest.fixture(scope="session")
+def phantom_folder(phantom: "Phantom", tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``dicom/`` with the phantom as a series, ``image.nii.gz`` with the same in NIfTI, and its truth; only to read."""
+    folder = tmp_path_factory.mktemp("phantom")
+    phantom.write_dicom(folder / "dicom")
+    phantom.write_nifti(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle's own configs at 64 pixels a slice, with random weights that match their record; only to read."""
+    import torch
+
+    from covid_monai.networks import InfNet, save_weights
+
+    folder = tmp_path_factory.mktemp("bundle")
+    shutil.copytree(BUNDLE / "configs", folder / "configs")
+    for config in (folder / "configs").glob("*.yaml"):
+        config.write_text(config.read_text().replace("\nsize: 256", "\nsize: 64"))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_weights(InfNet().state_dict(), folder / "models" / "model.pt")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def empty_mlflow_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SQLite database with MLflow's tables, which take seconds to make."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def tracking_uri(empty_mlflow_database: Path, tmp_path: Path) -> str:
+    """A tracking store of its own for a test: ``store/mlflow.db`` below ``tmp_path``."""
+    path = tmp_path / "store" / "mlflow.db"
+    path.parent.mkdir()
+    shutil.copy(empty_mlflow_database, path)
+    return f"sqlite:///{path}"
