@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Datalists: MONAI's decathlon-style JSON of slices, checked so that no patient and no file stands on two sides.
+
+An item is a dictionary::
+
+    {"image": path, "label": path, "patient": str | None, "id": str, "dataset": str, "lesion": bool,
+     "hu_line": [slope, intercept],     # HU = slope * stored + intercept; left out when unknown
+     "lung": path, ...}                 # lung mask, lesions included, where the data set has one
+
+Each file is one upright slice ``(H, W)``. Label codes are those of :data:`LABELS`; training maps code 3 to 0
+(``MapLabelValued(orig_labels=[3], target_labels=[0])``). Paths are relative to the folder of the datalist where the
+file lies below it, absolute elsewhere; patients are named ``<data set>/<patient>``, so that sets can be joined.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from covid_monai.datasets.faults import DatasetError, SplitError
+from covid_monai.datasets.slices import decode_slice
+
+SIDES = ("training", "validation", "testing")
+FILE_KEYS = ("image", "label", "lung")
+LABELS = {0: "background", 1: "ground-glass opacity", 2: "consolidation", 3: "pleural effusion (trained as background)"}
+LESION_CODES = (1, 2)
+
+Item = dict[str, Any]
+Sides = dict[str, list[Item]]
+
+
+class Fingerprint(NamedTuple):
+    """SHA-256 of each file of an item ("" where it has none), and whether its label holds a lesion."""
+
+    image: str
+    label: str
+    lung: str
+    lesion: bool
+
+
+def _sha256_and_slice(path: Path, role: str) -> tuple[str, np.ndarray]:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DatasetError(
+            f"{role} {path} cannot be read ({error.strerror}): restore it or prepare the datalist anew"
+        ) from error
+    return hashlib.sha256(content).hexdigest(), decode_slice(content, path)
+
+
+def fingerprint(item: Item) -> Fingerprint:
+    """Read the files of an item once: hash them and check that they fit together.
+
+    Args:
+        item: an item with absolute paths.
+
+    Raises:
+        DatasetError: if a file is missing or unreadable, image and mask differ in shape, or the label has unknown
+        codes.
+    """
+    image_sha, image = _sha256_and_slice(Path(item["image"]), "image")
+    masks: dict[str, tuple[str, np.ndarray]] = {}
+    for key in ("label", "lung"):
+        if key in item:
+            masks[key] = _sha256_and_slice(Path(item[key]), key)
+            if masks[key][1].shape != image.shape:
+                raise DatasetError(
+                    f"{key} {item[key]} is {masks[key][1].shape} (H, W) but image {item['image']} is {image.shape}: "
+                    "they must be the same slice"
+                )
+    if "label" not in masks:
+        raise DatasetError(f"image {item['image']} has no label: every item needs one")
+    codes = np.unique(masks["label"][1])
+    unknown = [code for code in codes.tolist() if code not in LABELS]
+    if unknown:
+        raise DatasetError(
+            f"label {item['label']} holds unknown codes {unknown[:5]}: known are "
+            + ", ".join(f"{code} {meaning}" for code, meaning in LABELS.items())
+        )
+    return Fingerprint(
+        image_sha,
+        masks["label"][0],
+        masks["lung"][0] if "lung" in masks else "",
+        bool(np.isin(codes, LESION_CODES).any()),
+    )
+
+
+def _identities(item: Item, print_: Fingerprint) -> Iterator[tuple[str, str]]:
+    """What must not stand on two sides: (kind, value). Equal label contents are no fault: empty masks look alike."""
+    if item.get("patient") is not None:
+        yield "patient", item["patient"]
+    yield "slice", item["id"]
+    for key in FILE_KEYS:
+        if key in item:
+            yield "file", os.path.realpath(item[key])
+    yield "image content", print_.image
+
+
+def check_split(sides: Sides, prints: dict[str, list[Fingerprint]]) -> None:
+    """Refuse a split in which a patient, a slice, a file or the content of an image stands on two sides.
+
+    Raises:
+        SplitError: naming the first one found, both sides and both files.
+    """
+    seen: dict[tuple[str, str], tuple[str, Item]] = {}
+    for side in SIDES:
+        for item, print_ in zip(sides[side], prints[side], strict=True):
+            for identity in _identities(item, print_):
+                other_side, other = seen.setdefault(identity, (side, item))
+                if other_side != side:
+                    kind, value = identity
+                    raise SplitError(
+                        f"{kind} {value if kind != 'image content' else value[:12]} stands on two sides: {other_side} "
+                        f"({other['image']}) and {side} ({item['image']}): keep it on one"
+                    )
+
+
+def drop_duplicates(items: Sequence[Item], prints: Sequence[Fingerprint]) -> tuple[list[Item], list[Fingerprint]]:
+    """Keep the first of items with the same image and label content; such repeats would only weigh a slice double.
+
+    Raises:
+        DatasetError: if two items have the same image and different labels: one of the two must be wrong.
+    """
+    first: dict[str, tuple[Item, Fingerprint]] = {}
+    for item, print_ in zip(items, prints, strict=True):
+        kept, kept_print = first.setdefault(print_.image, (item, print_))
+        if kept_print.label != print_.label:
+            raise DatasetError(
+                f"{kept['image']} and {item['image']} are the same image with different labels "
+                f"({kept['label']}, {item['label']}): remove the wrong one"
+            )
+    return [item for item, _ in first.values()], [print_ for _, print_ in first.values()]
+
+
+def hash_of(prints: dict[str, list[Fingerprint]]) -> str:
+    """SHA-256 over the contents of a split: which slices stand on which side; names, paths and order do not count."""
+    lines = sorted(f"{side} {p.image} {p.label} {p.lung}\n" for side, them in prints.items() for p in them)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def data_hash(path: Path) -> str:
+    """Compute the hash of the split from the files of a datalist as they are now.
+
+    It equals the ``data_hash`` written in the datalist unless a file has changed since.
+
+    Raises:
+        DatasetError: if the datalist or one of its files is missing, unreadable or malformed.
+    """
+    sides = absolute_sides(load_datalist(path), path)
+    return hash_of({side: [fingerprint(item) for item in sides[side]] for side in SIDES})
+
+
+def load_datalist(path: Path) -> dict[str, Any]:
+    """Read a datalist as it stands in the file.
+
+    Raises:
+        DatasetError: if it is missing, not JSON, or not a datalist of this package.
+    """
+    try:
+        datalist = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DatasetError(
+            f"datalist {path} cannot be read ({error.strerror}): make it with `covid-monai data prepare`"
+        ) from error
+    except ValueError as error:
+        raise DatasetError(f"{path} is not JSON ({error}): not a datalist") from error
+    if not (
+        isinstance(datalist, dict)
+        and isinstance(datalist.get("sources"), list)
+        and all(isinstance(datalist.get(side), list) for side in SIDES)
+        and all(
+            isinstance(item, dict) and {"image", "label", "id"} <= item.keys() for s in SIDES for item in datalist[s]
+        )
+    ):
+        raise DatasetError(f"{path} is not a datalist made by `covid-monai data prepare`: choose another file")
+    return datalist
+
+
+def absolute_sides(datalist: dict[str, Any], path: Path) -> Sides:
+    """Return the sides of a datalist that was read from ``path``, every file path made absolute."""
+    folder = path.resolve().parent
+    return {
+        side: [{k: str(folder / v) if k in FILE_KEYS else v for k, v in item.items()} for item in datalist[side]]
+        for side in SIDES
+    }
+
+
+def portable_item(item: Item, folder: Path) -> Item:
+    """Return the item with paths below ``folder`` made relative to it (POSIX form)."""
+    portable = dict(item)
+    for key in FILE_KEYS:
+        if key in item:
+            file = Path(item[key])
+            portable[key] = file.relative_to(folder).as_posix() if file.is_relative_to(folder) else str(file)
+    return portable
+
+
+def write_json(content: dict[str, Any], path: Path) -> None:
+    """Write JSON whole or not at all: to a temporary name beside it, then renamed."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=1)
+            file.write("\n")
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def split_by_patient(items: Iterable[Item], shares: dict[str, float], seed: int) -> Sides:
+    """Deal items to sides at random, all slices of a patient together; a slice without a patient is dealt alone.
+
+    Args:
+        items: the items to deal.
+        shares: share of the patients for validation and testing (0..1, together below 1); training takes the rest.
+            A side with a share above 0 gets at least one patient.
+        seed: of the draw; the same seed and items give the same split, in whatever order the items come.
+
+    Raises:
+        DatasetError: if a share is outside 0..1, or training would get no patient.
+    """
+    if any(not 0 <= share < 1 for share in shares.values()) or sum(shares.values()) >= 1:
+        raise DatasetError(f"shares {shares} leave nothing for training: each must be 0..1 and their sum below 1")
+    groups: dict[str, list[Item]] = {}
+    for item in items:
+        groups.setdefault(
+            f"slice {item['id']}" if item["patient"] is None else f"patient {item['patient']}", []
+        ).append(item)
+    names = sorted(groups)
+    np.random.default_rng(seed).shuffle(names)
+    sides: Sides = {side: [] for side in SIDES}
+    taken = 0
+    for side, share in shares.items():
+        count = max(1, round(share * len(names))) if share else 0
+        sides[side] = [item for name in sorted(names[taken : taken + count]) for item in groups[name]]
+        taken += count
+    if taken >= len(names):
+        raise DatasetError(
+            f"{len(names)} patients (or single slices) are too few for shares {shares}: none is left for training"
+        )
+    sides["training"] = [item for name in sorted(names[taken:]) for item in groups[name]]
+    return sides
