@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Transforms in MONAI's manner: an array transform and its dictionary twin ``…d``.
+
+Channel-first torch tensors, MetaTensors and numpy arrays are accepted and their type is kept; float32 comes out and
+the input is never changed. Only the crop gives what MONAI's crops give: a (Meta)Tensor of the input's number type.
+"""
+
+from .cutout import RandCutout, RandCutoutD, RandCutoutd, RandCutoutDict
+from .edges import EdgeMap, EdgeMapD, EdgeMapd, EdgeMapDict
+from .harmonisation import estimate_hu_line
+from .intensity import (
+    GreyToHU,
+    GreyToHUD,
+    GreyToHUd,
+    GreyToHUDict,
+    LungWindow,
+    LungWindowD,
+    LungWindowd,
+    LungWindowDict,
+)
+from .masking import (
+    CropBody,
+    CropBodyD,
+    CropBodyd,
+    CropBodyDict,
+    MaskLung,
+    MaskLungD,
+    MaskLungd,
+    MaskLungDict,
+    body_box,
+)
+
+__all__ = [
+    "CropBody",
+    "CropBodyD",
+    "CropBodyDict",
+    "CropBodyd",
+    "EdgeMap",
+    "EdgeMapD",
+    "EdgeMapDict",
+    "EdgeMapd",
+    "GreyToHU",
+    "GreyToHUD",
+    "GreyToHUDict",
+    "GreyToHUd",
+    "LungWindow",
+    "LungWindowD",
+    "LungWindowDict",
+    "LungWindowd",
+    "MaskLung",
+    "MaskLungD",
+    "MaskLungDict",
+    "MaskLungd",
+    "RandCutout",
+    "RandCutoutD",
+    "RandCutoutDict",
+    "RandCutoutd",
+    "body_box",
+    "estimate_hu_line",
+]
