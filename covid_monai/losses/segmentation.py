@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Inf-Net's losses: intersection over union plus binary cross-entropy of a map, and the total over its five maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+__all__ = ["InfNetLoss", "SegmentationLoss", "Variant", "boundary_weight"]
+
+Variant = Literal["unweighted", "published", "weighted"]
+
+_MAPS = ("s_g", "s_5", "s_4", "s_3", "edge")
+
+
+def boundary_weight(target: torch.Tensor, window: int = 31, gain: float = 5.0) -> torch.Tensor:
+    """Weigh each pixel by how much its neighbourhood differs from it: ``1 + gain * |mean over the window - target|``.
+
+    Outside the image the mask counts as 0, as in the published code, so a mask reaching the border is weighted there.
+
+    Args:
+        target: float masks ``(B, 1, H, W)`` in [0, 1].
+        window: side of the averaged square, in pixels, odd.
+        gain: weight beyond 1 where mean and mask differ fully.
+
+    Returns:
+        Weights ``(B, 1, H, W)`` from 1 to ``1 + gain``.
+    """
+    # the mean over a square is the mean of means over its rows
+    mean = F.avg_pool2d(target, (window, 1), stride=1, padding=(window // 2, 0))
+    mean = F.avg_pool2d(mean, (1, window), stride=1, padding=(0, window // 2))
+    return 1 + gain * (mean - target).abs()
+
+
+class SegmentationLoss(nn.Module):
+    """Soft intersection over union plus binary cross-entropy of one map, averaged over the batch (Eq. 4, lambda 1).
+
+    The first term is ``1 - (intersection + 1) / (union + 1)``, the sums of ``w * p * t`` and of ``w * (p + t - p * t)``
+    over each slice, p the sigmoid of the logits; the added ones define it for empty masks. The second is the sum of
+    ``w * bce`` over the sum of ``w``. Variants differ in where ``w`` is :func:`boundary_weight` rather than 1:
+
+    - ``"unweighted"``: nowhere, the paper's Eq. 4.
+    - ``"published"``: in the first term only, what Inf-Net's published code computes.
+    - ``"weighted"``: in both, what Inf-Net's text says.
+
+    Computed in float32, also under autocast.
+
+    Args:
+        variant: one of the three.
+
+    Raises:
+        ValueError: if the variant is unknown.
+    """
+
+    def __init__(self, variant: Variant = "unweighted") -> None:
+        super().__init__()
+        if variant not in get_args(Variant):
+            raise ValueError(f"variant is {variant!r}; choose one of {', '.join(get_args(Variant))}")
+        self.variant = variant
+
+    def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Return the loss, a scalar.
+
+        Args:
+            logits: map ``(B, 1, H, W)``.
+            target: masks of that shape, 0 or 1 or between.
+
+        Raises:
+            ValueError: if the shapes differ or are not ``(B, 1, H, W)``.
+        """
+        _check_shapes("logits", logits, target)
+        target = target.float()
+        return self._loss(logits, target, self._weight(target))
+
+    def _weight(self, target: torch.Tensor) -> torch.Tensor:
+        return torch.ones_like(target) if self.variant == "unweighted" else boundary_weight(target)
+
+    def _loss(self, logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        logits = logits.float()
+        probability = logits.sigmoid()
+        intersection = (weight * probability * target).sum((1, 2, 3))
+        union = (weight * (probability + target)).sum((1, 2, 3)) - intersection
+        iou_loss = 1 - (intersection + 1) / (union + 1)
+        bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        if self.variant == "weighted":
+            bce = (weight * bce).sum((1, 2, 3)) / weight.sum((1, 2, 3))
+        return iou_loss.mean() + bce.mean()
+
+
+class InfNetLoss(nn.Module):
+    """Inf-Net's total (Eq. 5): the segmentation loss of its four lesion maps plus the cross-entropy of its edge map.
+
+    Args:
+        variant: of :class:`SegmentationLoss`.
+
+    Raises:
+        ValueError: if the variant is unknown.
+    """
+
+    def __init__(self, variant: Variant = "unweighted") -> None:
+        super().__init__()
+        self.segmentation = SegmentationLoss(variant)
+
+    def forward(self, maps: Sequence[torch.Tensor], target: torch.Tensor, edge: torch.Tensor) -> torch.Tensor:
+        """Return the loss, a scalar.
+
+        Args:
+            maps: Inf-Net's maps in training mode ``(s_g, s_5, s_4, s_3, edge)``, each ``(B, 1, H, W)``.
+            target: masks of that shape.
+            edge: outlines of the masks, of that shape.
+
+        Raises:
+            ValueError: if there are not five maps, or a shape differs or is not ``(B, 1, H, W)``.
+        """
+        if isinstance(maps, torch.Tensor) or len(maps) != len(_MAPS):
+            found = "one tensor" if isinstance(maps, torch.Tensor) else f"{len(maps)} maps"
+            raise ValueError(f"found {found} instead of {', '.join(_MAPS)}; put the network in training mode")
+        for name, logits in zip(_MAPS, maps, strict=True):
+            _check_shapes(name, logits, edge if name == "edge" else target)
+        target = target.float()
+        weight = self.segmentation._weight(target)
+        total = F.binary_cross_entropy_with_logits(maps[-1].float(), edge.float())
+        for logits in maps[:-1]:
+            total = total + self.segmentation._loss(logits, target, weight)
+        return total
+
+
+def _check_shapes(name: str, logits: torch.Tensor, target: torch.Tensor) -> None:
+    if logits.shape != target.shape or logits.ndim != 4 or logits.shape[1] != 1:
+        raise ValueError(
+            f"{name} has shape {tuple(logits.shape)} and its target {tuple(target.shape)}; both must be (B, 1, H, W)"
+        )

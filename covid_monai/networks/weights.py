@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights files: written whole or not at all, recorded by their SHA-256, and loaded only when they match it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["WeightsError", "load_weights", "save_atomically", "save_weights", "weights_sha256"]
+
+
+class WeightsError(ValueError):
+    """A weights file is missing, has no record, does not match its record, or cannot be read."""
+
+
+def save_atomically(state: Any, path: str | os.PathLike) -> None:
+    """``torch.save`` to a temporary name, then rename: a kill leaves the old file or the new one, never half of one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        torch.save(state, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_weights(state_dict: dict[str, torch.Tensor], path: str | os.PathLike) -> str:
+    """Save a network's weights and record their SHA-256 beside them, in ``<path>.sha256`` as ``sha256sum`` writes it.
+
+    Returns:
+        The SHA-256 in hexadecimal.
+    """
+    save_atomically(state_dict, path)
+    digest = weights_sha256(path)
+    _record(Path(path)).write_text(f"{digest}  {Path(path).name}\n")
+    return digest
+
+
+def load_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """Load a network's weights, tensors only, on the CPU.
+
+    Args:
+        path: a file of :func:`save_weights`, or any state dict with a record that ``sha256sum`` wrote beside it.
+
+    Raises:
+        WeightsError: when the file or its record is missing, or they do not match, or it holds more than tensors.
+    """
+    path = Path(path)
+    record = _record(path)
+    if not path.is_file():
+        raise WeightsError(f"no weights at {path}: train the bundle, or put its weights there.")
+    if not record.is_file():
+        raise WeightsError(f"{path.name} has no record {record}: if you trust it, write one with sha256sum.")
+    recorded, found = record.read_text(errors="replace").partition(" ")[0].strip(), weights_sha256(path)
+    if recorded != found:
+        raise WeightsError(
+            f"{path} was changed: its SHA-256 is {found[:12]}…, its record says {recorded[:12]}…; restore the file."
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise WeightsError(f"{path} is not a file of weights ({type(error).__name__}): restore it.") from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        raise WeightsError(f"{path} holds other things than a network's tensors: restore it.")
+    return state
+
+
+def weights_sha256(path: str | os.PathLike) -> str:
+    """SHA-256 of a file in hexadecimal."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _record(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
