@@ -21,6 +21,9 @@ LAYOUT = (
     "rp_im/, rp_msk/ and rp_lung_msk/ with 1.nii.gz to 9.nii.gz as MedSeg publishes them, or images/, masks/ and "
     "lung_masks/ (vD_zZZZ.png) with index.csv and volumes.csv"
 )
+DOUBTFUL_LINES = ("1", "6", "7")
+"""Volumes whose soft-tissue anchor in volumes.csv sits on the peak of fat, so muscle comes out near +200 HU: no line is kept
+for them, and grey levels are harmonised instead."""
 PATIENTS = {1: "1", 2: "2+3", 3: "2+3", 4: "4", 5: "5", 6: "6+7", 7: "6+7", 8: "8", 9: "9"}
 
 
@@ -73,9 +76,10 @@ def _slice_form(source: Path) -> Iterator[tuple[int, int, Item]]:
             "image": str(images[stem]),
             "label": str(masks[stem]),
             "lung": str(lungs[stem]),
-            "hu_line": [float(line["hu_slope"]), float(line["hu_intercept"])],
             "class_source": row["class_source"],
         }
+        if volume not in DOUBTFUL_LINES:
+            item["hu_line"] = [float(line["hu_slope"]), float(line["hu_intercept"])]
         yield int(volume), int(row["z_1based"]), item
 
 

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scan in, :class:`Analysis` out: the one place where reading, network and severity meet."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+
+from covid_monai import __version__
+from covid_monai.ct import CTScan
+from covid_monai.inference import LesionSegmenter, upright_hu
+from covid_monai.severity import lung_mask, touching_lung
+
+__all__ = ["Analysis", "Figures", "analyse"]
+
+SCHEMA = "covid_monai/analysis/1"
+NOTICE = "Research use only, not a medical device."
+PLAUSIBLE_LUNG_ML = (1000.0, 10000.0)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Figures of a scan; volumes are None where the source gives no lengths.
+
+    Attributes:
+        lesion_ml: lesion volume in mL.
+        lung_ml: lung volume in mL, lesions included.
+        lesion_share: share of the lungs that is lesion, 0..1; None when no lung was found.
+        lesion_slices: slices with lesion.
+        lung_slices: slices with lung.
+    """
+
+    lesion_ml: float | None
+    lung_ml: float | None
+    lesion_share: float | None
+    lesion_slices: int
+    lung_slices: int
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """What was found in a scan, and how.
+
+    Attributes:
+        scan_id: the first 16 hexadecimal digits of the SHA-256 over the scan's voxels and affine.
+        figures: the numbers.
+        warnings: what a reader of the numbers must know.
+        record: scan, method, software and seconds, as plain values for JSON.
+        hu: (Z, H, W) upright slices in HU.
+        lesions: (Z, H, W) uint8, 1 for lesion.
+        lungs: (Z, H, W) bool, lesions included.
+    """
+
+    scan_id: str
+    figures: Figures
+    warnings: tuple[str, ...]
+    record: dict[str, Any]
+    hu: np.ndarray
+    lesions: np.ndarray
+    lungs: np.ndarray
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the arrays, as plain values for JSON; None where a figure cannot be had."""
+        return {
+            "schema": SCHEMA,
+            "notice": NOTICE,
+            "scan_id": self.scan_id,
+            "figures": asdict(self.figures),
+            "warnings": list(self.warnings),
+            **self.record,
+        }
+
+
+def analyse(scan: CTScan, segmenter: LesionSegmenter, progress: Callable[[int], Any] | None = None) -> Analysis:
+    """Segment the lesions of a scan and measure them against its lungs.
+
+    Lesion parts that lie wholly outside the lungs are dropped, and the lungs are united with what is left.
+
+    Args:
+        scan: the scan.
+        segmenter: makes the lesion mask.
+        progress: called with the number of slices done since the last call.
+    """
+    start = time.perf_counter()
+    hu = upright_hu(scan)
+    lesions = segmenter.segment(hu, progress)
+    segmented = time.perf_counter()
+    lungs = lung_mask(hu, scan.upright_spacing)
+    found = bool(lungs.any())
+    if found:
+        lesions = touching_lung(lesions, lungs)
+        lungs |= lesions != 0
+    figures = _figures(scan, lesions, lungs)
+    finished = time.perf_counter()
+    record = {
+        "scan": {
+            "units": scan.units,
+            "shape": list(scan.shape),
+            "spacing_mm": [round(length, 4) for length in scan.spacing] if scan.spacing_known else None,
+            "voxel_ml": scan.voxel_ml,
+            **asdict(scan.source),
+        },
+        "method": {
+            "model": asdict(segmenter.facts),
+            "threshold": segmenter.threshold,
+            "window_hu": {"level": segmenter.window.level, "width": segmenter.window.width},
+            "size": segmenter.inferer.size,
+            "lungs": "threshold",
+            "device": segmenter.device.type,
+        },
+        "software": {
+            "covid_monai": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("monai", "torch", "numpy")},
+        },
+        "seconds": {"segmentation": round(segmented - start, 3), "lungs": round(finished - segmented, 3)},
+    }
+    return Analysis(scan_id(scan), figures, _warnings(scan, figures), record, hu, lesions, lungs)
+
+
+def scan_id(scan: CTScan) -> str:
+    """Name of a scan by its content: 16 hexadecimal digits, the same wherever it lies, telling nothing of the patient."""
+    digest = hashlib.sha256(np.ascontiguousarray(scan.affine).tobytes())
+    volume = scan.volume[0].numpy()
+    for plane in np.moveaxis(volume, int(np.argmax(volume.strides)), 0):
+        digest.update(np.ascontiguousarray(plane))
+    return digest.hexdigest()[:16]
+
+
+def _figures(scan: CTScan, lesions: np.ndarray, lungs: np.ndarray) -> Figures:
+    lesion_voxels, lung_voxels = int(np.count_nonzero(lesions)), int(np.count_nonzero(lungs))
+    return Figures(
+        lesion_ml=None if scan.voxel_ml is None else lesion_voxels * scan.voxel_ml,
+        lung_ml=None if scan.voxel_ml is None else lung_voxels * scan.voxel_ml,
+        lesion_share=lesion_voxels / lung_voxels if lung_voxels else None,
+        lesion_slices=int(np.any(lesions, axis=(1, 2)).sum()),
+        lung_slices=int(np.any(lungs, axis=(1, 2)).sum()),
+    )
+
+
+def _warnings(scan: CTScan, figures: Figures) -> tuple[str, ...]:
+    warnings = list(scan.warnings)
+    if figures.lesion_share is None:
+        warnings.append("No lung was found: the lesion share cannot be given and the lesion mask is not to be trusted.")
+    elif figures.lung_ml is not None and not PLAUSIBLE_LUNG_ML[0] <= figures.lung_ml <= PLAUSIBLE_LUNG_ML[1]:
+        warnings.append(
+            f"The lungs measure {figures.lung_ml:.0f} mL, which is not plausible for whole adult lungs: the scan may be cropped, "
+            "or the lung mask wrong."
+        )
+    return tuple(warnings)

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The main job from end to end on synthetic data: train on labelled slices, analyse a CT, compare with its known truth."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel
+import numpy as np
+
+from covid_monai.severity import dice
+
+__all__ = ["run"]
+
+# Synthetic slices are easy: a smaller network input and few epochs are enough to find the lesions of a phantom.
+TRAINING = {"max_epochs": 8, "samples_per_epoch": 96, "size": 160, "patience": 8, "seed": 1}
+UNSEEN_SEED = 2026
+"""Seed of the phantom that is analysed; the training phantoms come from another stream."""
+
+
+def run(bundle: Path, folder: Path) -> None:
+    """Run the demo into an empty or new folder and print every command, where the results are, and how good they are.
+
+    Args:
+        bundle: the bundle to train; it is copied, its weights are not.
+        folder: where everything goes.
+
+    Raises:
+        ValueError: when the folder is not empty, or a step fails.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty: remove it, or choose another folder.")
+    own, data, patient, results = (folder / name for name in ("bundle", "training", "patient", "results"))
+    shutil.copytree(bundle, own, ignore=shutil.ignore_patterns("*.pt", "*.sha256", "eval"))
+    _step("synthetic labelled slices", "covid_monai.cli", "data", "prepare", "phantom", "--out", data / "datalist.json")
+    _step(
+        "train Inf-Net on them",
+        "monai.bundle", "run", "training",
+        "--bundle_root", own, "--config_file", own / "configs" / "train.yaml", "--dataset_dir", data,
+        *(word for key, value in TRAINING.items() for word in (f"--{key}", value)),
+        environment={"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"},
+    )  # fmt: skip
+    _step(
+        "a CT that it has not seen, as DICOM",
+        "covid_monai.cli", "data", "phantom", "--output", patient, "--seed", UNSEEN_SEED,
+    )  # fmt: skip
+    _step("analyse it", "covid_monai.cli", "analyse", patient / "dicom", "--output", results, "--bundle", own)
+    _compare(results, patient)
+
+
+def _step(title: str, module: str, *words: object, environment: dict[str, str] | None = None) -> None:
+    """Run one command as a user would, showing it first."""
+    command = [sys.executable, "-W", "ignore", "-m", module, *map(str, words)]
+    print(f"\n== {title}\n$ {shlex.join(['python', '-m', module, *map(str, words)])}", flush=True)
+    if subprocess.run(command, check=False, env={**os.environ, **(environment or {})}).returncode:
+        raise ValueError(f"the step '{title}' failed: its message stands above.")
+
+
+def _compare(results: Path, patient: Path) -> None:
+    """Print the figures of the analysis beside the phantom's truth."""
+    found = json.loads((results / "analysis.json").read_text())["figures"]
+    truth = json.loads((patient / "truth.json").read_text())
+    mask, reference = (
+        np.asarray(nibabel.as_closest_canonical(nibabel.load(path / "lesions.nii.gz")).dataobj)
+        for path in (results, patient)
+    )
+    print("\n== found, against the known truth of the phantom")
+    print(f"{'':28}{'found':>10}{'truth':>10}")
+    print(f"{'lesion volume (mL)':28}{found['lesion_ml']:10.0f}{truth['lesion_ml']:10.0f}")
+    print(f"{'lung volume (mL)':28}{found['lung_ml']:10.0f}{truth['lung_ml']:10.0f}")
+    print(f"{'lesion share of the lungs':28}{100 * found['lesion_share']:9.1f}%{100 * truth['lesion_share']:9.1f}%")
+    print(f"{'Dice of the lesion masks':28}{dice(mask, reference):10.3f}")
+    print(
+        f"\nresults:  {results}  (lesions.nii.gz, analysis.json, overview.png)\ntraining: {results.parent / 'bundle'}"
+    )

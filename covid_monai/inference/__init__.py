@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Slice-wise prediction over scans."""
+
+from covid_monai.inference.precision import AutocastInferer, autocast
+from covid_monai.inference.segmenter import BundleError, LesionSegmenter, ModelFacts, upright_hu
+from covid_monai.inference.slice_inferer import UprightSliceInferer
+
+__all__ = [
+    "AutocastInferer",
+    "BundleError",
+    "LesionSegmenter",
+    "ModelFacts",
+    "UprightSliceInferer",
+    "autocast",
+    "upright_hu",
+]

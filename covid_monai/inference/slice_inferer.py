@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run a 2-D network over upright slices: crop to the body, resize, predict in batches, put back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from monai.inferers import Inferer
+from torch.nn.functional import interpolate, pad
+
+from covid_monai.inference.precision import autocast
+from covid_monai.transforms import body_box
+
+__all__ = ["Box", "UprightSliceInferer"]
+
+Box = tuple[tuple[int, int], tuple[int, int]]
+"""``((row_start, row_stop), (column_start, column_stop))`` in pixels."""
+
+OUTSIDE_LOGIT = -20.0
+"""Logit given to pixels outside the body box: a probability of 2e-9."""
+
+
+class UprightSliceInferer(Inferer):
+    """Predict lung-windowed, upright axial slices with a 2-D network, at the resolution they came in.
+
+    Slices are cropped to the body, resized so that their longer side is ``size`` pixels, run through the network in
+    batches, and the logits are resized and pasted back. It serves single slices (one body box for each) and whole
+    volumes (one body box for the scan), so that training slices and scans are seen by the network at one scale.
+
+    Args:
+        size: length in pixels of the longer side of what the network sees, a multiple of 32 by preference.
+        batch_size: slices in one forward pass.
+        amp: use automatic mixed precision where the device has it, see :func:`~covid_monai.inference.autocast`.
+        margin: pixels kept around the body.
+
+    Raises:
+        ValueError: if ``size``, ``batch_size`` or ``margin`` is out of range.
+    """
+
+    def __init__(self, size: int = 256, batch_size: int = 8, amp: bool = True, margin: int = 4) -> None:
+        super().__init__()
+        if size < 32 or batch_size < 1 or margin < 0:
+            raise ValueError(
+                f"size must be at least 32, batch_size at least 1 and margin at least 0, got {size}, {batch_size}, {margin}."
+            )
+        self.size = size
+        self.batch_size = batch_size
+        self.amp = amp
+        self.margin = margin
+
+    def __call__(
+        self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """Logits for slices or volumes.
+
+        Args:
+            inputs: windowed intensities in [0, 1], ``(B, C, H, W)`` slices or ``(B, C, H, W, D)`` volumes whose last axis
+                runs over slices; rows from anterior to posterior, columns from the patient's right to left (MONAI's
+                ``Orientation("PLS")``).
+            network: maps ``(N, C, h, w)`` to logits ``(N, K, h, w)``.
+            args: passed to the network.
+            kwargs: passed to the network.
+
+        Returns:
+            Float32 logits, ``(B, K, H, W)`` or ``(B, K, H, W, D)``.
+
+        Raises:
+            ValueError: if ``inputs`` has neither four nor five dimensions.
+        """
+        if inputs.ndim == 4:
+            return torch.cat([self.predict(x[None], self.box(x), network, *args, **kwargs) for x in inputs])
+        if inputs.ndim != 5:
+            raise ValueError(
+                f"expected (B, C, H, W) slices or (B, C, H, W, D) volumes, got shape {tuple(inputs.shape)}."
+            )
+        return torch.stack([self._volume(x.movedim(-1, 0), network, *args, **kwargs) for x in inputs])
+
+    def _volume(
+        self, slices: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        box = self.box(slices)
+        parts = [
+            self.predict(slices[start:stop], box, network, *args, **kwargs) for start, stop in self.batches(len(slices))
+        ]
+        return torch.cat(parts).movedim(0, -1)
+
+    def batches(self, count: int) -> Iterator[tuple[int, int]]:
+        """Yield ``(start, stop)`` of each batch of ``count`` slices."""
+        for start in range(0, count, self.batch_size):
+            yield start, min(start + self.batch_size, count)
+
+    def box(self, windowed: torch.Tensor) -> Box:
+        """Body box of windowed slices ``(..., H, W)``: one box for all of them."""
+        return body_box(windowed, margin=self.margin)
+
+    def predict(
+        self, windowed: torch.Tensor, box: Box, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """Logits ``(N, K, H, W)`` of one batch of windowed slices ``(N, C, H, W)`` inside a given body box."""
+        (top, bottom), (left, right) = box
+        body = torch.as_tensor(windowed)[..., top:bottom, left:right]
+        height, width = body.shape[-2:]
+        scale = self.size / max(height, width)
+        small = (max(1, round(height * scale)), max(1, round(width * scale)))
+        resized = interpolate(body.float(), size=small, mode="bilinear", antialias=True)
+        with autocast(resized.device, self.amp):
+            logits = network(resized.contiguous(memory_format=torch.channels_last), *args, **kwargs)
+        logits = interpolate(logits.float(), size=(height, width), mode="bilinear", antialias=True)
+        rows, columns = windowed.shape[-2:]
+        return pad(logits, (left, columns - right, top, rows - bottom), value=OUTSIDE_LOGIT)

@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Renderings of an analysis."""
+
+from covid_monai.reports.overview import save_overview, slices_that_matter
+from covid_monai.reports.results import FILES, ResultsError, write_results
+
+__all__ = ["FILES", "ResultsError", "save_overview", "slices_that_matter", "write_results"]

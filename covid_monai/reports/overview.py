@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One picture of an analysis: the slices that matter, the lesions on them, and the figures."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from skimage.segmentation import find_boundaries
+
+from covid_monai.analysis import NOTICE, Analysis
+from covid_monai.transforms import LungWindow
+
+__all__ = ["save_overview", "slices_that_matter"]
+
+ROWS, COLUMNS = 3, 4
+LESION = ListedColormap([(1.0, 0.15, 0.1)])
+LUNG = ListedColormap([(0.3, 0.8, 1.0)])
+
+
+def slices_that_matter(lesions: np.ndarray, lungs: np.ndarray, count: int) -> list[int]:
+    """Indices of up to ``count`` slices, from superior to inferior.
+
+    The slices with lesion, or with lung where there is none, or all, are cut into ``count`` equal runs; each run gives its
+    slice with the largest area.
+
+    Args:
+        lesions: (Z, H, W), non-zero for lesion.
+        lungs: (Z, H, W) bool.
+        count: how many slices at the most.
+    """
+    for area in (np.count_nonzero(lesions, axis=(1, 2)), np.count_nonzero(lungs, axis=(1, 2)), np.ones(len(lesions))):
+        candidates = np.flatnonzero(area)
+        if len(candidates):
+            runs = np.array_split(candidates, min(count, len(candidates)))
+            return [int(run[np.argmax(area[run])]) for run in runs][::-1]
+    return []
+
+
+def save_overview(analysis: Analysis, path: str | os.PathLike) -> None:
+    """Draw twelve axial slices with lesions and lungs outlined, and save them as PNG.
+
+    Args:
+        analysis: what to draw.
+        path: file to write.
+    """
+    window = LungWindow()
+    box = _frame(analysis.lungs)
+    figure = Figure(figsize=(14, 11.2), facecolor="black")
+    FigureCanvasAgg(figure)
+    chosen = slices_that_matter(analysis.lesions, analysis.lungs, ROWS * COLUMNS)
+    for number, z in enumerate(chosen, start=1):
+        axes = figure.add_subplot(ROWS, COLUMNS, number)
+        axes.set_axis_off()
+        axes.imshow(np.asarray(window(np.ascontiguousarray(analysis.hu[z][box]))), cmap="gray", vmin=0, vmax=1)
+        lesion, lung = analysis.lesions[z][box] != 0, analysis.lungs[z][box]
+        axes.imshow(_only(find_boundaries(lung, mode="inner")), cmap=LUNG, alpha=0.6, interpolation="nearest")
+        axes.imshow(_only(lesion), cmap=LESION, alpha=0.3, interpolation="nearest")
+        axes.imshow(_only(find_boundaries(lesion, mode="outer")), cmap=LESION, interpolation="nearest")
+        axes.set_title(f"slice {z + 1} of {len(analysis.hu)}", color="white", fontsize=9, pad=3)
+    figure.suptitle(_headline(analysis), color="white", fontsize=14, y=0.985)
+    figure.text(
+        0.5, 0.012, f"Red: lesion. Blue: lung. Slices count from inferior; the patient's right is on the left. {NOTICE}",
+        color="0.75", fontsize=9, ha="center",
+    )  # fmt: skip
+    figure.subplots_adjust(left=0.005, right=0.995, top=0.925, bottom=0.035, wspace=0.02, hspace=0.09)
+    figure.savefig(path, dpi=100, facecolor="black", format="png")
+
+
+def _only(mask: np.ndarray) -> np.ma.MaskedArray:
+    """The mask with everything outside it transparent."""
+    return np.ma.masked_where(~mask, np.ones(mask.shape))
+
+
+def _frame(lungs: np.ndarray, margin: int = 12) -> tuple[slice, slice]:
+    """Rows and columns around the lungs of the whole scan, or everything where there is no lung."""
+    rows, columns = np.flatnonzero(lungs.any(axis=(0, 2))), np.flatnonzero(lungs.any(axis=(0, 1)))
+    if not len(rows):
+        return slice(None), slice(None)
+    return (
+        slice(max(0, int(rows[0]) - margin), int(rows[-1]) + margin + 1),
+        slice(max(0, int(columns[0]) - margin), int(columns[-1]) + margin + 1),
+    )
+
+
+def _headline(analysis: Analysis) -> str:
+    figures = analysis.figures
+    share = (
+        "lesion share not available"
+        if figures.lesion_share is None
+        else f"{100 * figures.lesion_share:.1f} % of the lungs"
+    )
+    volumes = (
+        "volumes unknown (no voxel size)"
+        if figures.lesion_ml is None
+        else f"lesions {figures.lesion_ml:.0f} mL, lungs {figures.lung_ml:.0f} mL"
+    )
+    return f"{share}    {volumes}    scan {analysis.scan_id}"

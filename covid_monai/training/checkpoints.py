@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Best weights, the last full state, early stopping, and a resume that continues all three."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from ignite.engine import Engine, Events
+from monai.utils import set_determinism
+
+from covid_monai.networks import save_atomically, save_weights
+
+__all__ = ["Checkpoints", "SeedEpochs"]
+
+logger = logging.getLogger(__name__)
+
+
+class Stateful(Protocol):
+    """Anything with a state, as networks, optimisers and schedulers have it."""
+
+    def state_dict(self) -> dict[str, Any]: ...  # noqa: D102
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...  # noqa: D102
+
+
+class Checkpoints:
+    """Keep the best weights and the last state of a training, stop it when it no longer improves, resume it.
+
+    After every epoch ``checkpoint.pt`` holds all of ``state`` with the epoch, the best score and how long it stands;
+    ``model.pt`` holds the network weights of the best epoch. MONAI's ``CheckpointSaver`` with ``EarlyStopHandler`` is not
+    used because it writes in place and forgets best score and patience on resume.
+
+    Args:
+        folder: where both files lie.
+        network: whose weights are the result.
+        state: what a resumed training needs besides the network: optimiser, scheduler, by name.
+        evaluator: MONAI evaluator that a ``ValidationHandler`` of the trainer runs; None keeps the last weights as the best.
+        metric: name of the evaluator's metric to maximise.
+        patience: epochs without improvement after which the training stops; None never stops.
+        resume: continue from ``checkpoint.pt`` when it is there.
+        write: False on processes other than the first, which load but do not write.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        network: torch.nn.Module,
+        state: Mapping[str, Stateful],
+        evaluator: Engine | None = None,
+        metric: str = "val_mean_dice",
+        patience: int | None = None,
+        resume: bool = True,
+        write: bool = True,
+    ) -> None:
+        self.folder = Path(folder)
+        self.network = getattr(network, "module", network)
+        self.state: dict[str, Stateful] = {"network": self.network, **state}
+        self.evaluator = evaluator
+        self.metric = metric
+        self.patience = patience
+        self.resume = resume
+        self.write = write
+        self.best_score = float("-inf")
+        self.best_epoch = 0
+
+    @property
+    def last_path(self) -> Path:
+        """File of the last full state."""
+        return self.folder / "checkpoint.pt"
+
+    @property
+    def best_path(self) -> Path:
+        """File of the best network weights."""
+        return self.folder / "model.pt"
+
+    def run(self, trainer: Engine) -> None:
+        """Run the trainer from where its last checkpoint stands, or from the beginning.
+
+        Checkpoints are written after all handlers that the trainer already has, so after its ``ValidationHandler``.
+        """
+        if self.resume and self.last_path.exists():
+            saved = torch.load(self.last_path, map_location="cpu", weights_only=True)
+            for name, part in self.state.items():
+                part.load_state_dict(saved["state"][name])
+            self.best_score, self.best_epoch = saved["best_score"], saved["best_epoch"]
+            trainer.state.epoch, trainer.state.iteration = saved["epoch"], saved["iteration"]
+            logger.info("resuming after epoch %d (best %.4f at %d)", saved["epoch"], self.best_score, self.best_epoch)
+            if saved["epoch"] >= trainer.state.max_epochs or self._patience_is_over(saved["epoch"]):
+                logger.info("nothing left to do: raise max_epochs or patience, or set resume to false")
+                return
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
+        trainer.run()
+
+    def _epoch_completed(self, trainer: Engine) -> None:
+        epoch = trainer.state.epoch
+        score = float(epoch) if self.evaluator is None else self.evaluator.state.metrics.get(self.metric)
+        validated = self.evaluator is None or score is not None
+        if validated and float(score) > self.best_score:
+            self.best_score, self.best_epoch = float(score), epoch
+            if self.write:
+                save_weights(self.network.state_dict(), self.best_path)
+        if self.write:
+            save_atomically(
+                {
+                    "state": {name: part.state_dict() for name, part in self.state.items()},
+                    "epoch": epoch,
+                    "iteration": trainer.state.iteration,
+                    "best_score": self.best_score,
+                    "best_epoch": self.best_epoch,
+                },
+                self.last_path,
+            )
+        if self._patience_is_over(epoch):
+            logger.info("no better %s since epoch %d: stopping", self.metric, self.best_epoch)
+            trainer.terminate()
+
+    def _patience_is_over(self, epoch: int) -> bool:
+        return self.patience is not None and epoch - self.best_epoch >= self.patience
+
+
+class SeedEpochs:
+    """Seed every epoch from the run's seed and the epoch's number, so that a resumed run draws what an unbroken one draws.
+
+    Args:
+        seed: seed of the run.
+        transform: random transform of the training data set, when it runs in this process.
+    """
+
+    def __init__(self, seed: int, transform: Any = None) -> None:
+        self.seed = seed
+        self.transform = transform
+
+    def attach(self, engine: Engine) -> None:
+        """Listen to the trainer."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self._seed)
+
+    def _seed(self, engine: Engine) -> None:
+        seed = self.seed + 100_003 * engine.state.epoch
+        set_determinism(seed)
+        if self.transform is not None:
+            self.transform.set_random_state(seed)
