@@ -23,9 +23,10 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from covid_monai.transforms import estimate_hu_line
 from PIL import Image, ImageDraw
 from scipy import ndimage
+
+from covid_monai.transforms import estimate_hu_line
 
 Line = tuple[float, float]
 METHODS: dict[str, Callable[[np.ndarray], Line]] = {

@@ -12,7 +12,6 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import torch
 
 from covid_monai import __version__
 from covid_monai.ct import CTScan
@@ -112,7 +111,7 @@ def analyse(scan: CTScan, segmenter: LesionSegmenter, progress: Callable[[int], 
             "model": asdict(segmenter.facts),
             "threshold": segmenter.threshold,
             "window_hu": {"level": segmenter.window.level, "width": segmenter.window.width},
-            "size": segmenter.inferer.size,
+            "size": list(segmenter.inferer.size),
             "lungs": "threshold",
             "device": segmenter.device.type,
         },
@@ -127,11 +126,10 @@ def analyse(scan: CTScan, segmenter: LesionSegmenter, progress: Callable[[int], 
 
 
 def scan_id(scan: CTScan) -> str:
-    """Name of a scan by its content: 16 hexadecimal digits, the same wherever it lies, telling nothing of the patient."""
+    """Name of a scan by its content: 16 hexadecimal digits, the same wherever it lies, nothing of the patient."""
     digest = hashlib.sha256(np.ascontiguousarray(scan.affine).tobytes())
-    volume = scan.volume[0].numpy()
-    for plane in np.moveaxis(volume, int(np.argmax(volume.strides)), 0):
-        digest.update(np.ascontiguousarray(plane))
+    for plane in scan.volume[0].numpy().T:  # (Y, X), as the readers lay them down
+        digest.update(np.ascontiguousarray(plane).data)
     return digest.hexdigest()[:16]
 
 
@@ -152,7 +150,7 @@ def _warnings(scan: CTScan, figures: Figures) -> tuple[str, ...]:
         warnings.append("No lung was found: the lesion share cannot be given and the lesion mask is not to be trusted.")
     elif figures.lung_ml is not None and not PLAUSIBLE_LUNG_ML[0] <= figures.lung_ml <= PLAUSIBLE_LUNG_ML[1]:
         warnings.append(
-            f"The lungs measure {figures.lung_ml:.0f} mL, which is not plausible for whole adult lungs: the scan may be cropped, "
-            "or the lung mask wrong."
+            f"The lungs measure {figures.lung_ml:.0f} mL, which is not plausible for whole adult lungs: the scan may "
+            "be cropped, or the lung mask wrong."
         )
     return tuple(warnings)

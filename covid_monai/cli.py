@@ -75,10 +75,10 @@ def _parser() -> argparse.ArgumentParser:
     analyse.description, analyse.epilog = ANALYSE, f"{ANALYSE_EXAMPLES}\n{EXIT_CODES}"
     analyse.add_argument("input", nargs="+", type=Path, metavar="INPUT", help="scan to analyse")
     analyse.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
-    analyse.add_argument("--series", metavar="N", help="which DICOM series: its number in the list that is shown when a "
-                         "folder holds several, or its SeriesInstanceUID")  # fmt: skip
-    analyse.add_argument("--bundle", type=Path, metavar="DIR", help="MONAI bundle with the model (default: the installed "
-                         "lung_ct_infection_segmentation)")  # fmt: skip
+    analyse.add_argument("--series", metavar="N", help="which DICOM series: its number in the list shown when a folder "
+                         "holds several, or its SeriesInstanceUID")  # fmt: skip
+    analyse.add_argument("--bundle", type=Path, metavar="DIR", help="MONAI bundle with the model (default: the "
+                         "installed lung_ct_infection_segmentation)")  # fmt: skip
     analyse.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")
     analyse.add_argument(
         "--keep-names", action="store_true", help="name the folders of several results after the inputs"
@@ -105,8 +105,8 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument(
         "--seed", type=int, default=0, help="of splits that are drawn, and of the phantoms (default 0)"
     )
-    prepare.add_argument("--option", action="append", default=[], type=_option, metavar="KEY=VALUE", help="option of the "
-                         "data set, its value in YAML; may be given several times")  # fmt: skip
+    prepare.add_argument("--option", action="append", default=[], type=_option, metavar="KEY=VALUE", help="option of "
+                         "the data set, its value in YAML; may be given several times")  # fmt: skip
     phantom = _command(kinds, "phantom", "write one synthetic chest CT with known lesions", _data_phantom)
     phantom.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for scan and truth")
     phantom.add_argument("--format", choices=("dicom", "nifti"), default="dicom", help="of the scan (default dicom)")
@@ -142,6 +142,8 @@ def _option(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
+    if key in ("name", "source", "out", "append", "seed"):
+        raise argparse.ArgumentTypeError(f"{key} is no option of a data set, see --help")
     try:
         return key, yaml.safe_load(value)
     except yaml.YAMLError as error:
@@ -157,10 +159,11 @@ def _analyse(options: argparse.Namespace) -> int:
 
     segmenter = LesionSegmenter.from_bundle(options.bundle or default_bundle(), options.device)
     failures: list[str] = []
+    written: set[Path] = set()
     for number, path in enumerate(options.input, start=1):
         print(f"[{number}/{len(options.input)}] {path}")
         try:
-            _analyse_one(path, segmenter, options)
+            written.add(_analyse_one(path, segmenter, options, written))
         except Exception as error:  # the other inputs must not suffer
             if options.traceback:
                 traceback.print_exc()
@@ -176,7 +179,8 @@ def _analyse(options: argparse.Namespace) -> int:
     return SOME_FAILED if failures else OK
 
 
-def _analyse_one(path: Path, segmenter: Any, options: argparse.Namespace) -> None:
+def _analyse_one(path: Path, segmenter: Any, options: argparse.Namespace, written: set[Path]) -> Path:
+    """Analyse one input and return the folder of its results, which never replace those of an earlier input."""
     from tqdm import tqdm
 
     from covid_monai.analysis import analyse
@@ -189,7 +193,7 @@ def _analyse_one(path: Path, segmenter: Any, options: argparse.Namespace) -> Non
     folder = options.output
     if len(options.input) > 1:
         folder /= _name(path.resolve()) if options.keep_names else analysis.scan_id
-    files = write_results(analysis, scan, folder, options.overwrite)
+    files = write_results(analysis, scan, folder, overwrite=options.overwrite and folder not in written)
     figures = analysis.figures
     if figures.lesion_share is not None:
         print(f"  lesion share of the lungs  {100 * figures.lesion_share:.1f} %")
@@ -199,6 +203,7 @@ def _analyse_one(path: Path, segmenter: Any, options: argparse.Namespace) -> Non
     for warning in analysis.warnings:
         print(f"  warning: {warning}")
     print(f"  written: {', '.join(str(file) for file in files.values())}")
+    return folder
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -212,7 +212,9 @@ def _choose(path: Path, images: Sequence[_Slice], series: str | int | None) -> l
         return list(listed.values())[int(str(series)) - 1]
     found = f"{path} holds {len(listed)} series" + ("" if series is None else f", none of them is {series}")
     entries = "; ".join(f"[{number}] {_describe(group)}" for number, group in enumerate(listed.values(), 1))
-    raise SeriesChoiceError(f"{found}: {entries}. Choose one as series, by its number in [] or SeriesInstanceUID.")
+    raise SeriesChoiceError(
+        f"{found}: {entries}. Choose one with --series (series=), by its number in [] or SeriesInstanceUID."
+    )
 
 
 def _describe(images: Sequence[_Slice]) -> str:

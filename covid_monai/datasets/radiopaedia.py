@@ -22,8 +22,8 @@ LAYOUT = (
     "lung_masks/ (vD_zZZZ.png) with index.csv and volumes.csv"
 )
 DOUBTFUL_LINES = ("1", "6", "7")
-"""Volumes whose soft-tissue anchor in volumes.csv sits on the peak of fat, so muscle comes out near +200 HU: no line is kept
-for them, and grey levels are harmonised instead."""
+"""Volumes whose soft-tissue anchor in volumes.csv sits on the peak of fat, so muscle comes out near +200 HU: no line is
+kept for them, and grey levels are harmonised instead."""
 PATIENTS = {1: "1", 2: "2+3", 3: "2+3", 4: "4", 5: "5", 6: "6+7", 7: "6+7", 8: "8", 9: "9"}
 
 

@@ -26,8 +26,8 @@ def autocast(device: torch.device | str, enabled: bool = True) -> torch.autocast
 class AutocastInferer(SimpleInferer):
     """The forward pass under :func:`autocast` of the input's device.
 
-    MONAI's trainers know mixed precision on CUDA only (``amp=True``, with gradient scaling); this one adds CPUs and goes
-    well with it.
+    MONAI's trainers know mixed precision on CUDA only (``amp=True``, with gradient scaling); this one adds CPUs and
+    goes well with it.
 
     Args:
         amp: False computes in the network's own precision.

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from monai.inferers import Inferer
+from monai.utils import ensure_tuple_rep
 from torch.nn.functional import interpolate, pad
 
 from covid_monai.inference.precision import autocast
@@ -25,12 +26,13 @@ OUTSIDE_LOGIT = -20.0
 class UprightSliceInferer(Inferer):
     """Predict lung-windowed, upright axial slices with a 2-D network, at the resolution they came in.
 
-    Slices are cropped to the body, resized so that their longer side is ``size`` pixels, run through the network in
-    batches, and the logits are resized and pasted back. It serves single slices (one body box for each) and whole
-    volumes (one body box for the scan), so that training slices and scans are seen by the network at one scale.
+    Slices are cropped to the body, resized to ``size``, run through the network in batches, and the logits are resized
+    and pasted back. It serves single slices (one body box for each) and whole volumes (one body box for the scan), so
+    that training slices and scans are seen by the network at one scale, and without padding, which would shift the
+    statistics that batch normalisation has learnt.
 
     Args:
-        size: length in pixels of the longer side of what the network sees, a multiple of 32 by preference.
+        size: rows and columns of what the network sees, or one number for both; multiples of 32 by preference.
         batch_size: slices in one forward pass.
         amp: use automatic mixed precision where the device has it, see :func:`~covid_monai.inference.autocast`.
         margin: pixels kept around the body.
@@ -39,13 +41,15 @@ class UprightSliceInferer(Inferer):
         ValueError: if ``size``, ``batch_size`` or ``margin`` is out of range.
     """
 
-    def __init__(self, size: int = 256, batch_size: int = 8, amp: bool = True, margin: int = 4) -> None:
+    def __init__(
+        self, size: Sequence[int] | int = (192, 256), batch_size: int = 8, amp: bool = True, margin: int = 4
+    ) -> None:
         super().__init__()
-        if size < 32 or batch_size < 1 or margin < 0:
+        self.size: tuple[int, int] = ensure_tuple_rep(size, 2)
+        if min(self.size) < 32 or batch_size < 1 or margin < 0:
             raise ValueError(
-                f"size must be at least 32, batch_size at least 1 and margin at least 0, got {size}, {batch_size}, {margin}."
+                f"size must be at least 32, batch_size 1 and margin 0; got {size}, {batch_size} and {margin}."
             )
-        self.size = size
         self.batch_size = batch_size
         self.amp = amp
         self.margin = margin
@@ -56,9 +60,9 @@ class UprightSliceInferer(Inferer):
         """Logits for slices or volumes.
 
         Args:
-            inputs: windowed intensities in [0, 1], ``(B, C, H, W)`` slices or ``(B, C, H, W, D)`` volumes whose last axis
-                runs over slices; rows from anterior to posterior, columns from the patient's right to left (MONAI's
-                ``Orientation("PLS")``).
+            inputs: windowed intensities in [0, 1], ``(B, C, H, W)`` slices or ``(B, C, H, W, D)`` volumes whose last
+                axis runs over slices; rows from anterior to posterior, columns from the patient's right to left
+                (MONAI's ``Orientation("PLS")``).
             network: maps ``(N, C, h, w)`` to logits ``(N, K, h, w)``.
             args: passed to the network.
             kwargs: passed to the network.
@@ -101,12 +105,9 @@ class UprightSliceInferer(Inferer):
         """Logits ``(N, K, H, W)`` of one batch of windowed slices ``(N, C, H, W)`` inside a given body box."""
         (top, bottom), (left, right) = box
         body = torch.as_tensor(windowed)[..., top:bottom, left:right]
-        height, width = body.shape[-2:]
-        scale = self.size / max(height, width)
-        small = (max(1, round(height * scale)), max(1, round(width * scale)))
-        resized = interpolate(body.float(), size=small, mode="bilinear", antialias=True)
+        resized = interpolate(body.float(), size=self.size, mode="bilinear", antialias=True)
         with autocast(resized.device, self.amp):
             logits = network(resized.contiguous(memory_format=torch.channels_last), *args, **kwargs)
-        logits = interpolate(logits.float(), size=(height, width), mode="bilinear", antialias=True)
+        logits = interpolate(logits.float(), size=body.shape[-2:], mode="bilinear", antialias=True)
         rows, columns = windowed.shape[-2:]
         return pad(logits, (left, columns - right, top, rows - bottom), value=OUTSIDE_LOGIT)

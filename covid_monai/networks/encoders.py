@@ -166,6 +166,7 @@ ENCODERS: dict[str, Callable[[int], Encoder]] = {
     "resnet50": lambda in_channels: ResNetEncoder("bottleneck", (3, 4, 6, 3), in_channels),
     "res2net50": lambda in_channels: Res2NetEncoder((3, 4, 6, 3), in_channels),
 }
+"""Encoders by name: each entry builds one for a number of input channels. A new encoder is one entry here."""
 
 
 def build_encoder(name: str, in_channels: int) -> Encoder:

@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from skimage.segmentation import find_boundaries
 
 from covid_monai.analysis import NOTICE, Analysis
-from covid_monai.transforms import LungWindow
 
 __all__ = ["save_overview", "slices_that_matter"]
 
 ROWS, COLUMNS = 3, 4
+WINDOW_HU = (-1350, 150)
 LESION = ListedColormap([(1.0, 0.15, 0.1)])
 LUNG = ListedColormap([(0.3, 0.8, 1.0)])
 
@@ -24,8 +24,8 @@ LUNG = ListedColormap([(0.3, 0.8, 1.0)])
 def slices_that_matter(lesions: np.ndarray, lungs: np.ndarray, count: int) -> list[int]:
     """Indices of up to ``count`` slices, from superior to inferior.
 
-    The slices with lesion, or with lung where there is none, or all, are cut into ``count`` equal runs; each run gives its
-    slice with the largest area.
+    The slices with lesion, or with lung where there is none, or all, are cut into ``count`` equal runs; each run gives
+    its slice with the largest area.
 
     Args:
         lesions: (Z, H, W), non-zero for lesion.
@@ -47,7 +47,6 @@ def save_overview(analysis: Analysis, path: str | os.PathLike) -> None:
         analysis: what to draw.
         path: file to write.
     """
-    window = LungWindow()
     box = _frame(analysis.lungs)
     figure = Figure(figsize=(14, 11.2), facecolor="black")
     FigureCanvasAgg(figure)
@@ -55,7 +54,7 @@ def save_overview(analysis: Analysis, path: str | os.PathLike) -> None:
     for number, z in enumerate(chosen, start=1):
         axes = figure.add_subplot(ROWS, COLUMNS, number)
         axes.set_axis_off()
-        axes.imshow(np.asarray(window(np.ascontiguousarray(analysis.hu[z][box]))), cmap="gray", vmin=0, vmax=1)
+        axes.imshow(analysis.hu[z][box], cmap="gray", vmin=WINDOW_HU[0], vmax=WINDOW_HU[1])
         lesion, lung = analysis.lesions[z][box] != 0, analysis.lungs[z][box]
         axes.imshow(_only(find_boundaries(lung, mode="inner")), cmap=LUNG, alpha=0.6, interpolation="nearest")
         axes.imshow(_only(lesion), cmap=LESION, alpha=0.3, interpolation="nearest")
@@ -63,7 +62,7 @@ def save_overview(analysis: Analysis, path: str | os.PathLike) -> None:
         axes.set_title(f"slice {z + 1} of {len(analysis.hu)}", color="white", fontsize=9, pad=3)
     figure.suptitle(_headline(analysis), color="white", fontsize=14, y=0.985)
     figure.text(
-        0.5, 0.012, f"Red: lesion. Blue: lung. Slices count from inferior; the patient's right is on the left. {NOTICE}",
+        0.5, 0.012, f"Red: lesion. Blue: lung. Slices count from inferior; the patient's right is left. {NOTICE}",
         color="0.75", fontsize=9, ha="center",
     )  # fmt: skip
     figure.subplots_adjust(left=0.005, right=0.995, top=0.925, bottom=0.035, wspace=0.02, hspace=0.09)

@@ -22,9 +22,9 @@ GAS_BELOW_HU = -955.0
 def lung_mask(hu: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
     """Lungs, with what lies inside them, by threshold and connected components.
 
-    Air inside the body that is no large bubble of gas, closed in each slice so that vessels, and lesions that do not reach
-    far along the pleura, are inside. Trachea and main bronchi are *included*; dense consolidation at the pleura may be
-    missed: unite the mask with the lesions.
+    Air inside the body that is no large bubble of gas, closed in each slice so that vessels, and lesions that do not
+    reach far along the pleura, are inside. Trachea and main bronchi are *included*; dense consolidation at the pleura
+    may be missed: unite the mask with the lesions.
 
     Args:
         hu: (Z, H, W) in Hounsfield units, upright.

@@ -43,7 +43,9 @@ class TrackTraining:
         self._start = time.perf_counter()
 
     def _collect(self, engine: Engine) -> None:
-        self._losses.append(engine.state.output["loss"].item())
+        output: Any = engine.state.output
+        first = output[0] if isinstance(output, list) else output  # each item of a decollated output has the loss
+        self._losses.append(float(first["loss"]))
 
     def _record(self, engine: Engine) -> None:
         metrics = {
@@ -96,7 +98,8 @@ class TrackSamples:
     def _collect(self, engine: Engine) -> None:
         if engine.state.epoch % self.every:
             return
-        for item in engine.state.output:
+        output: Any = engine.state.output
+        for item in output:
             if len(self._panels) < self.count and item["label"].any():
                 self._panels.append(_panel(item))
 

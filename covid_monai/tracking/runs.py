@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def git_commit() -> str | None:
-    """Commit of the checkout this package runs from, with ``-dirty`` for uncommitted changes; None outside a checkout."""
+    """Commit of the checkout this package runs from, with ``-dirty`` after changes; None outside a checkout."""
     here = Path(__file__).parent
     try:
         commit, changes = (
@@ -43,11 +43,11 @@ def git_commit() -> str | None:
 class TrackedRun:
     """An MLflow run around a stage of work, see :meth:`execute`.
 
-    MONAI's own handler leaves a crashed run RUNNING, and the next run without a name joins it; here the run ends with the
-    stage. A small record file lets a resumed stage reopen its run.
+    MONAI's own handler leaves a crashed run RUNNING, and the next run without a name joins it; here the run ends with
+    the stage. A small record file lets a resumed stage reopen its run.
 
     Args:
-        tracking_uri: where MLflow keeps its runs; a database such as ``sqlite:///mlflow.db`` (MLflow refuses file stores).
+        tracking_uri: where MLflow keeps its runs; a database as ``sqlite:///mlflow.db`` (MLflow refuses file stores).
         experiment: name of the experiment; made when it does not exist.
         name: name of the run.
         params: what to record as parameters; no path and nothing that identifies a patient.

@@ -23,23 +23,23 @@ logger = logging.getLogger(__name__)
 class Stateful(Protocol):
     """Anything with a state, as networks, optimisers and schedulers have it."""
 
-    def state_dict(self) -> dict[str, Any]: ...  # noqa: D102
+    def state_dict(self) -> dict[str, Any]: ...
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...  # noqa: D102
+    def load_state_dict(self, state_dict: dict[str, Any]) -> Any: ...
 
 
 class Checkpoints:
     """Keep the best weights and the last state of a training, stop it when it no longer improves, resume it.
 
     After every epoch ``checkpoint.pt`` holds all of ``state`` with the epoch, the best score and how long it stands;
-    ``model.pt`` holds the network weights of the best epoch. MONAI's ``CheckpointSaver`` with ``EarlyStopHandler`` is not
-    used because it writes in place and forgets best score and patience on resume.
+    ``model.pt`` holds the network weights of the best epoch. MONAI's ``CheckpointSaver`` with ``EarlyStopHandler`` is
+    not used because it writes in place and forgets best score and patience on resume.
 
     Args:
         folder: where both files lie.
-        network: whose weights are the result.
-        state: what a resumed training needs besides the network: optimiser, scheduler, by name.
-        evaluator: MONAI evaluator that a ``ValidationHandler`` of the trainer runs; None keeps the last weights as the best.
+        network: whose weights are the result: the trained network or its moving average.
+        state: what a resumed training needs besides it: trained network, optimiser, scheduler, by name.
+        evaluator: MONAI evaluator that a ``ValidationHandler`` of the trainer runs; None keeps the last weights.
         metric: name of the evaluator's metric to maximise.
         patience: epochs without improvement after which the training stops; None never stops.
         resume: continue from ``checkpoint.pt`` when it is there.
@@ -58,8 +58,8 @@ class Checkpoints:
         write: bool = True,
     ) -> None:
         self.folder = Path(folder)
-        self.network = getattr(network, "module", network)
-        self.state: dict[str, Stateful] = {"network": self.network, **state}
+        self.network = network
+        self.state: dict[str, Stateful] = {"result": network, **state}
         self.evaluator = evaluator
         self.metric = metric
         self.patience = patience
@@ -93,14 +93,15 @@ class Checkpoints:
             if saved["epoch"] >= trainer.state.max_epochs or self._patience_is_over(saved["epoch"]):
                 logger.info("nothing left to do: raise max_epochs or patience, or set resume to false")
                 return
+        if trainer.state.epoch_length == 0:
+            raise ValueError("an epoch has no batch: draw at least batch_size slices an epoch in each process.")
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
         trainer.run()
 
     def _epoch_completed(self, trainer: Engine) -> None:
         epoch = trainer.state.epoch
         score = float(epoch) if self.evaluator is None else self.evaluator.state.metrics.get(self.metric)
-        validated = self.evaluator is None or score is not None
-        if validated and float(score) > self.best_score:
+        if score is not None and float(score) > self.best_score:
             self.best_score, self.best_epoch = float(score), epoch
             if self.write:
                 save_weights(self.network.state_dict(), self.best_path)
@@ -115,7 +116,7 @@ class Checkpoints:
                 },
                 self.last_path,
             )
-        if self._patience_is_over(epoch):
+        if score is not None and self._patience_is_over(epoch):
             logger.info("no better %s since epoch %d: stopping", self.metric, self.best_epoch)
             trainer.terminate()
 
@@ -124,7 +125,7 @@ class Checkpoints:
 
 
 class SeedEpochs:
-    """Seed every epoch from the run's seed and the epoch's number, so that a resumed run draws what an unbroken one draws.
+    """Seed every epoch from the run's seed and its number, so that a resumed run draws what an unbroken one draws.
 
     Args:
         seed: seed of the run.

@@ -14,10 +14,10 @@ STATISTICS = ("dice", "sensitivity", "specificity")
 class ThresholdAveraged(CumulativeIterationMetric):
     """Inf-Net's own evaluation: Dice, sensitivity or specificity averaged over 256 thresholds and over images.
 
-    Fan et al., IEEE TMI 2020. Every probability map is thresholded at 1, 254/255, ..., 0 (``p >= t``); a threshold without
-    a true positive counts as 0 for all three statistics, as in the authors' evaluation. The authors stretch every predicted
-    map to 0..1 first; this metric does not, since a healthy slice would then always reach 1. It is here to be compared
-    with their table; report hard Dice at a fixed threshold beside it.
+    Fan et al., IEEE TMI 2020. Every probability map is thresholded at 1, 254/255, ..., 0 (``p >= t``); a threshold
+    without a true positive counts as 0 for all three statistics, as in the authors' evaluation. The authors stretch
+    every predicted map to 0..1 first; this metric does not, since a healthy slice would then always reach 1. It is here
+    to be compared with their table; report hard Dice at a fixed threshold beside it.
 
     Args:
         statistic: ``"dice"``, ``"sensitivity"`` or ``"specificity"``.
@@ -63,7 +63,7 @@ class ThresholdAveraged(CumulativeIterationMetric):
         histogram = torch.bincount(count, minlength=self.thresholds + 1).double()
         return histogram.flip(0).cumsum(0).flip(0)[1:]
 
-    def aggregate(self) -> torch.Tensor:  # type: ignore[override]
+    def aggregate(self) -> torch.Tensor:
         """Mean over all images seen, a scalar tensor.
 
         Raises:
