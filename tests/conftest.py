@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -46,7 +47,7 @@ def phantom_folder(phantom: "Phantom", tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle's own configs at 64 pixels a slice, with random weights that match their record; only to read."""
+    """The bundle's own configs at 48 x 64 pixels a slice, with random weights that match their record; only to read."""
     import torch
 
     from covid_monai.networks import InfNet, save_weights
@@ -54,7 +55,7 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle")
     shutil.copytree(BUNDLE / "configs", folder / "configs")
     for config in (folder / "configs").glob("*.yaml"):
-        config.write_text(config.read_text().replace("\nsize: 256", "\nsize: 64"))
+        config.write_text(re.sub(r"(?m)^size: .*$", "size: [48, 64]", config.read_text()))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         save_weights(InfNet().state_dict(), folder / "models" / "model.pt")

@@ -246,9 +246,12 @@ def test_radiopaedia_slice_form_keeps_volumes_of_a_patient_together(radiopaedia_
     datalist = load_datalist(tmp_path / "list.json")
     assert {item["id"].split("/")[1] for item in datalist["validation"]} == set(volumes)
     assert len(datalist["training"]) == 18 - 2 * len(volumes)
-    item = datalist["training"][1]
-    assert item["hu_line"] == [5.5 + 1, -1300.0] and item["class_source"] == "stated" and item["lesion"]
-    assert item["lung"].endswith("lung_masks/v1_z002.png")
+    items = {item["id"]: item for side in ("training", "validation") for item in datalist[side]}
+    item = items["medseg_radiopaedia9/4/002"]
+    assert item["hu_line"] == [5.5 + 4, -1300.0] and item["class_source"] == "stated" and item["lesion"]
+    assert item["lung"].endswith("lung_masks/v4_z002.png")
+    # the lines published for these anchor fat as soft tissue
+    assert {name.split("/")[1] for name, item in items.items() if "hu_line" not in item} == {"1", "6", "7"}
 
 
 def test_radiopaedia_slice_form_refuses(radiopaedia_slices, tmp_path):

@@ -4,11 +4,12 @@
 from collections.abc import Callable
 from typing import Any
 
-import covid_monai.transforms as ours
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+
+import covid_monai.transforms as ours
 
 ARRAY_TRANSFORMS: dict[str, Callable[[Any], Any]] = {
     "LungWindow": ours.LungWindow(),

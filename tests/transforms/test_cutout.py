@@ -2,10 +2,11 @@
 import numpy as np
 import pytest
 import torch
-from covid_monai.transforms import RandCutout, RandCutoutd
 from hypothesis import given
 from hypothesis import strategies as st
 from monai.transforms import Compose
+
+from covid_monai.transforms import RandCutout, RandCutoutd
 
 SIDE = st.integers(1, 40)
 

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from covid_monai.transforms import GreyToHU, LungWindow, estimate_hu_line
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
+
+from covid_monai.transforms import GreyToHU, LungWindow, estimate_hu_line
 
 from .phantom import thorax
 

@@ -2,10 +2,11 @@
 import numpy as np
 import pytest
 import torch
-from covid_monai.transforms import GreyToHU, GreyToHUd, LungWindow, LungWindowd, estimate_hu_line
 from hypothesis import given
 from hypothesis import strategies as st
 from monai.transforms import ScaleIntensityRange
+
+from covid_monai.transforms import GreyToHU, GreyToHUd, LungWindow, LungWindowd, estimate_hu_line
 
 from .phantom import thorax
 

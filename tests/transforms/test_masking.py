@@ -4,11 +4,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from covid_monai.transforms import CropBody, CropBodyd, EdgeMapd, LungWindow, MaskLung, MaskLungd, body_box
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
 from monai.transforms import Compose, Flipd
+
+from covid_monai.transforms import CropBody, CropBodyd, EdgeMapd, LungWindow, MaskLung, MaskLungd, body_box
 
 from .phantom import ellipse, thorax
 

@@ -1,0 +1,47 @@
+# `make demo` and `make test` set everything up on a bare machine with Python >= 3.10; the rest is for developers.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := demo
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-all docs lint bench build clean
+
+help:  ## list these commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(BIN)/covid-monai: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+install: $(BIN)/covid-monai  ## make .venv and install everything into it
+
+demo: install  ## train on synthetic slices, analyse a synthetic CT, compare with its known truth
+	rm -rf $(DEMO)
+	$(BIN)/covid-monai demo --output $(DEMO)
+
+test: install  ## quick tests, under 5 minutes on 2 cores
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: install  ## all tests
+	$(BIN)/python -m pytest
+
+docs: install  ## build the documentation; warnings are errors
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+	@echo "documentation: docs/_build/html/index.html"
+
+lint: install  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy covid_monai transforms
+
+bench: install  ## time and memory of analyse against the bare network
+	$(BIN)/python benchmarks/analyse.py
+
+build: install  ## wheel and source archive
+	$(BIN)/python -m build --quiet
+
+clean:  ## remove what these commands made, but not .venv
+	rm -rf build dist docs/_build $(DEMO)

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From labelled slices to the figures of an unseen scan, by the commands that a user types."""
+
+import json
+import re
+import subprocess
+import sys
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image
+
+from covid_monai.severity import dice
+
+
+@pytest.mark.slow
+def test_the_demo_finds_the_lesions_of_an_unseen_phantom(tmp_path):
+    folder = tmp_path / "demo"
+    command = [sys.executable, "-m", "covid_monai.cli", "demo", "--output", str(folder)]
+    finished = subprocess.run(command, check=False, capture_output=True, text=True, timeout=1500)
+    assert finished.returncode == 0, finished.stdout[-3000:] + finished.stderr[-3000:]
+    printed = float(re.search(r"Dice of the lesion masks +([0-9.]+)", finished.stdout)[1])
+    masks = [nibabel.load(folder / part / "lesions.nii.gz") for part in ("results", "patient")]
+    found, truth = (np.asarray(nibabel.as_closest_canonical(mask).dataobj) for mask in masks)
+    assert printed == pytest.approx(dice(found, truth), abs=5e-4)
+    assert printed > 0.8
+    figures = json.loads((folder / "results" / "analysis.json").read_text())["figures"]
+    known = json.loads((folder / "patient" / "truth.json").read_text())
+    assert figures["lung_ml"] == pytest.approx(known["lung_ml"], rel=0.1)
+    assert figures["lesion_share"] == pytest.approx(known["lesion_share"], abs=0.04)
+    with Image.open(folder / "results" / "overview.png") as picture:
+        assert picture.width > 1000
+    again = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert again.returncode == 2
+    assert "is not empty" in again.stderr

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from covid_monai.inference import AutocastInferer, autocast
+
+
+class Maps(NamedTuple):
+    first: torch.Tensor
+    second: torch.Tensor
+
+
+@pytest.fixture
+def bfloat16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """A CPU with bfloat16 instructions, or one without."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: request.param, raising=False)
+    return request.param
+
+
+@pytest.mark.parametrize("bfloat16", [True, False], indirect=True)
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_cpu_computes_in_bfloat16_only_where_it_has_it(bfloat16: bool, enabled: bool):
+    a = torch.ones(2, 2)
+    with autocast("cpu", enabled):
+        assert (a @ a).dtype == (torch.bfloat16 if bfloat16 and enabled else torch.float32)
+    assert (a @ a).dtype == torch.float32
+
+
+@pytest.mark.filterwarnings("ignore:.*CUDA is not available")
+def test_cuda_computes_in_float16():
+    context = autocast(torch.device("cuda:0"))
+    assert isinstance(context, torch.autocast)
+    assert (context.device, context.fast_dtype) == ("cuda", torch.float16)
+
+
+@pytest.mark.parametrize(("device", "enabled"), [("meta", True), ("cuda", False), ("cpu", False)])
+def test_other_devices_and_disabled_ones_are_left_alone(device: str, enabled: bool):
+    assert isinstance(autocast(device, enabled), nullcontext)
+
+
+@pytest.mark.parametrize("bfloat16", [True], indirect=True)
+@pytest.mark.parametrize(("amp", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_the_inferer_runs_the_network_in_mixed_precision(bfloat16: bool, amp: bool, dtype: torch.dtype):
+    maps = AutocastInferer(amp)(torch.ones(2, 2), lambda x, y: Maps(x @ y, x), torch.ones(2, 2))
+    assert isinstance(maps, Maps)
+    assert (maps.first.dtype, maps.second.dtype) == (dtype, torch.float32)

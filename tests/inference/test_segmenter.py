@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from covid_monai.ct import CTScan, SourceFacts, read_ct
+from covid_monai.inference import BundleError, LesionSegmenter, UprightSliceInferer, upright_hu
+from covid_monai.networks import InfNet, WeightsError, load_weights, save_weights, weights_sha256
+from covid_monai.transforms import LungWindow, estimate_hu_line
+from tests.inference.networks import Band, Constant, Echo
+
+# thresholds ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("threshold", "logit"), [(0.5, 0.0), (0.8, 1.38629), (0.1, -2.19722)])  # ln(p / (1 - p))
+def test_lesion_is_what_reaches_the_threshold(threshold: float, logit: float):
+    hu = np.zeros((2, 40, 40), dtype=np.float32)
+    for difference, expected in ((0.01, 1), (-0.01, 0)):
+        segmenter = LesionSegmenter(Constant(logit + difference), threshold=threshold, device="cpu")
+        assert (segmenter.segment(hu) == expected).all()
+
+
+@pytest.mark.parametrize("threshold", [0, 1, -0.1, float("nan")])
+def test_thresholds_out_of_range_are_refused(threshold: float):
+    with pytest.raises(ValueError, match="threshold must lie between 0 and 1"):
+        LesionSegmenter(Echo(), threshold=threshold)
+
+
+# scans ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_probability_of_a_half_is_lesion_and_the_window_comes_first():
+    hu = np.full((1, 40, 40), -600, dtype=np.float32)
+    hu[0, :, 20:] = -700
+    to_logits = UprightSliceInferer(size=40)
+    network = torch.nn.Conv2d(1, 1, 1)
+    with torch.no_grad():
+        network.weight.fill_(1)
+        network.bias.fill_(-0.5)  # logit 0 at 0.5, the middle of the window
+    narrow = LesionSegmenter(network, to_logits, LungWindow(-650, 100), device="cpu")  # -600 -> 1, -700 -> 0
+    assert np.array_equal(narrow.segment(hu)[0], (hu[0] == -600).astype(np.uint8))
+    low = LesionSegmenter(network, to_logits, LungWindow(-2000, 100), device="cpu")  # all of it above the window
+    assert low.segment(hu).all()
+
+
+def test_the_mask_is_one_of_whole_slices_and_progress_counts_them(phantom_folder: Path):
+    scan = read_ct(phantom_folder / "image.nii.gz")
+    done: list[int] = []
+    segmenter = LesionSegmenter(Band(-700, -100), UprightSliceInferer(size=(65, 96), batch_size=6), device="cpu")
+    mask = segmenter(scan, done.append)
+    assert (mask.shape, mask.dtype, set(np.unique(mask))) == ((16, 96, 96), np.uint8, {0, 1})
+    assert done == [6, 6, 4]
+    assert np.array_equal(mask, segmenter.segment(np.ascontiguousarray(scan.upright())))
+
+
+@pytest.mark.parametrize("slices", [3, 200])
+def test_lesions_are_found_wherever_a_slice_has_body(slices: int):
+    hu = np.full((slices, 64, 64), -1000, dtype=np.float32)
+    hu[:, 24:40, 24:40] = 40
+    hu[slices // 2 :, 4:60, 4:60] = 40  # the body of the lowest slices is small
+    hu[-1, 10:20, 44:56] = -400
+    mask = LesionSegmenter(Band(-700, -100), UprightSliceInferer(size=64, batch_size=50), device="cpu").segment(hu)
+    assert np.array_equal(mask, hu == -400)
+
+
+def test_the_mask_does_not_depend_on_the_batch(phantom_folder: Path):
+    scan = read_ct(phantom_folder / "image.nii.gz")
+    masks = [
+        LesionSegmenter(Band(-700, -100), UprightSliceInferer(size=64, batch_size=size), device="cpu")(scan)
+        for size in (1, 16)
+    ]
+    assert np.array_equal(*masks)
+
+
+def test_grey_levels_are_brought_to_hu_by_one_line_for_the_scan(phantom_folder: Path):
+    hu = read_ct(phantom_folder / "image.nii.gz")
+    grey = np.round(255 * np.asarray(LungWindow()(hu.volume[0].numpy())))
+    scan = CTScan.from_array(grey, hu.affine, SourceFacts("NIfTI", 1), units="grey")
+    slope, intercept = estimate_hu_line(np.ascontiguousarray(scan.upright()))
+    np.testing.assert_allclose(upright_hu(scan), slope * scan.upright() + intercept, atol=0.01)
+    assert np.array_equal(upright_hu(hu), hu.upright())
+
+
+# devices -------------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_device_is_refused():
+    with pytest.raises(ValueError, match="unknown device 'gpu': give cpu, cuda or cuda:N"):
+        LesionSegmenter(Echo(), device="gpu")
+
+
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match=r"no device cuda:99 here"):
+        LesionSegmenter(Echo(), device="cuda:99")
+
+
+def test_the_network_is_put_into_evaluation_mode():
+    assert not LesionSegmenter(Echo().train(), device="cpu").network.training
+
+
+# bundles -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A bundle of its own for a test, whose weights are linked."""
+    shutil.copytree(tiny_bundle / "configs", tmp_path / "configs")
+    (tmp_path / "models").mkdir()
+    for file in (tiny_bundle / "models").iterdir():
+        os.link(file, tmp_path / "models" / file.name)
+    return tmp_path
+
+
+@pytest.fixture
+def edit(bundle: Path) -> Callable[..., Path]:
+    """Change the values of a bundle's inference config; ``...`` takes one out."""
+
+    def change(**values: Any) -> Path:
+        path = bundle / "configs" / "inference.yaml"
+        config = {**yaml.safe_load(path.read_text()), **values}
+        path.write_text(yaml.safe_dump({key: value for key, value in config.items() if value is not ...}))
+        return bundle
+
+    return change
+
+
+def test_a_bundle_gives_its_network_weights_and_values(edit: Callable[..., Path], phantom_folder: Path):
+    bundle = edit(window_level=-500, window_width=1400, threshold=0.25, batch_size=5)
+    segmenter = LesionSegmenter.from_bundle(bundle, "cpu")
+    assert (segmenter.window.level, segmenter.window.width, segmenter.threshold) == (-500, 1400, 0.25)
+    assert (segmenter.inferer.size, segmenter.inferer.batch_size) == ((48, 64), 5)
+    network = InfNet(encoder="resnet18")
+    network.load_state_dict(load_weights(bundle / "models" / "model.pt"))
+    by_hand = LesionSegmenter(network, UprightSliceInferer((48, 64), 5), LungWindow(-500, 1400), 0.25, "cpu")
+    scan = read_ct(phantom_folder / "image.nii.gz")
+    mask = segmenter(scan)
+    assert 0 < mask.mean() < 1
+    assert np.array_equal(mask, by_hand(scan))
+
+
+def test_a_bundle_says_what_it_is(bundle: Path):
+    metadata = json.loads((bundle / "configs" / "metadata.json").read_text())
+    facts = LesionSegmenter.from_bundle(bundle, "cpu").facts
+    assert (facts.name, facts.version) == ("lung_ct_infection_segmentation", metadata["version"])
+    assert facts.weights_sha256 == weights_sha256(bundle / "models" / "model.pt")
+    assert facts.network == {"_target_": "covid_monai.networks.InfNet", "in_channels": 1, "encoder": "resnet18"}
+
+
+@pytest.mark.parametrize("name", ["inference.yaml", "metadata.json"])
+@pytest.mark.parametrize(
+    "content", [None, b"- a\n- list\n", b"{", b"\xff\xfe\x00"], ids=["missing", "list", "torn", "bytes"]
+)
+def test_a_config_that_cannot_be_read_is_refused(bundle: Path, name: str, content: bytes | None):
+    path = bundle / "configs" / name
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(BundleError, match=rf"{name} (cannot be read|is not a configuration): .*--bundle"):
+        LesionSegmenter.from_bundle(bundle, "cpu")
+
+
+@pytest.mark.parametrize("key", ["network_def", "window_level", "window_width", "size", "batch_size", "threshold"])
+def test_a_missing_value_is_refused(edit: Callable[..., Path], key: str):
+    with pytest.raises(BundleError, match=f"has no '{key}'"):
+        LesionSegmenter.from_bundle(edit(**{key: ...}), "cpu")
+
+
+def test_a_missing_version_is_refused(bundle: Path):
+    (bundle / "configs" / "metadata.json").write_text("{}")
+    with pytest.raises(BundleError, match="has no 'version'"):
+        LesionSegmenter.from_bundle(bundle, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("threshold", 1.5),
+        ("threshold", "0.5"),
+        ("size", 16),
+        ("size", None),
+        ("size", [64]),
+        ("size", [64, 64, 64]),
+        ("size", ["64", "64"]),
+        ("batch_size", 0),
+        ("window_width", 0),
+        ("window_level", "low"),
+        ("network_def", "covid_monai.networks.InfNet"),
+        ("network_def", {"_target_": "covid_monai.networks.InfNet", "encoder": "vgg7"}),
+        ("network_def", {"_target_": "covid_monai.networks.InfNet", "depth": 3}),
+    ],
+)
+def test_a_wrong_value_is_refused(edit: Callable[..., Path], key: str, value: Any):
+    with pytest.raises(BundleError, match=r"inference\.yaml is wrong: "):
+        LesionSegmenter.from_bundle(edit(**{key: value}), "cpu")
+
+
+@pytest.mark.parametrize(
+    "definition",
+    [
+        {"_target_": "monai.networks.nets.UNet", "spatial_dims": 2, "in_channels": 1, "out_channels": 1},
+        {"_target_": "InfNet"},
+        {"_target_": "covid_monai.networks.inf_net.InfNet"},
+        {"_target_": "covid_monai.networks.VNet"},
+        {"_target_": "covid_monai.networks.WeightsError"},
+        {"_target_": "covid_monai.networks.ENCODERS"},
+        {"_target_": "os.system", "command": "touch {victim}"},
+        {"_target_": "covid_monai.networks.save_atomically", "state": "mine", "path": "{victim}"},
+    ],
+    ids=lambda definition: definition["_target_"],
+)
+def test_only_our_networks_are_built(edit: Callable[..., Path], tmp_path: Path, definition: dict[str, Any]):
+    victim = tmp_path / "victim"
+    definition = {k: v.format(victim=victim) if isinstance(v, str) else v for k, v in definition.items()}
+    with pytest.raises(BundleError, match=f"{definition['_target_']} is no network of covid_monai.networks"):
+        LesionSegmenter.from_bundle(edit(network_def=definition), "cpu")
+    assert not victim.exists()
+
+
+@pytest.mark.parametrize("key", ["network_def", "window_level", "size", "threshold", "argument"])
+def test_an_expression_is_refused_and_not_run(edit: Callable[..., Path], tmp_path: Path, key: str):
+    victim = tmp_path / "victim"
+    expression = f"$__import__('pathlib').Path({str(victim)!r}).touch()"
+    definition = {"_target_": "covid_monai.networks.InfNet", "encoder": expression}
+    values = {"network_def": definition} if key == "argument" else {key: expression}
+    with pytest.raises(BundleError):
+        LesionSegmenter.from_bundle(edit(**values), "cpu")
+    assert not victim.exists()
+
+
+def test_what_is_not_read_is_not_run(edit: Callable[..., Path], tmp_path: Path):
+    victim = tmp_path / "victim"
+    expression = f"$__import__('pathlib').Path({str(victim)!r}).touch()"
+    bundle = edit(imports=[expression], network=expression, initialize=[expression], device=expression)
+    assert LesionSegmenter.from_bundle(bundle, "cpu").inferer.size == (48, 64)
+    assert not victim.exists()
+
+
+def test_a_yaml_object_is_refused_and_not_made(bundle: Path):
+    victim = bundle / "victim"
+    (bundle / "configs" / "inference.yaml").write_text(f"size: !!python/object/apply:os.mkdir [{victim}]\n")
+    with pytest.raises(BundleError, match="cannot be read"):
+        LesionSegmenter.from_bundle(bundle, "cpu")
+    assert not victim.exists()
+
+
+def test_missing_weights_are_refused(bundle: Path):
+    (bundle / "models" / "model.pt").unlink()
+    with pytest.raises(WeightsError, match="no weights at"):
+        LesionSegmenter.from_bundle(bundle, "cpu")
+
+
+def test_changed_weights_are_refused(bundle: Path):
+    path = bundle / "models" / "model.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()  # the link, not the file
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match="was changed"):
+        LesionSegmenter.from_bundle(bundle, "cpu")
+
+
+def test_weights_of_another_network_are_refused(bundle: Path):
+    path = bundle / "models" / "model.pt"
+    for file in path.parent.iterdir():
+        file.unlink()
+    save_weights(torch.nn.Conv2d(1, 1, 3).state_dict(), path)
+    with pytest.raises(BundleError, match=r"model\.pt does not fit the network") as caught:
+        LesionSegmenter.from_bundle(bundle, "cpu")
+    assert "\n" not in str(caught.value)

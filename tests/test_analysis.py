@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from covid_monai.analysis import Analysis, analyse, scan_id
+from covid_monai.ct import CTScan, SourceFacts, read_ct
+from covid_monai.datasets.phantom import Phantom, make_phantom, upright
+from covid_monai.inference import LesionSegmenter, ModelFacts, UprightSliceInferer
+from covid_monai.severity import dice
+from covid_monai.transforms import LungWindow
+from tests.inference.networks import Band, Constant
+
+GROUND_GLASS = (-700.0, -100.0)  # between lung and soft tissue, HU
+BODY = (65, 96)  # rows and columns of the phantom's body box, so that nothing is resampled
+
+
+def segmenter(size: tuple[int, int] = BODY, **options: Any) -> LesionSegmenter:
+    return LesionSegmenter(Band(*GROUND_GLASS), UprightSliceInferer(size=size, batch_size=8), device="cpu", **options)
+
+
+@pytest.fixture(scope="module")
+def scan(phantom_folder: Path) -> CTScan:
+    return read_ct(phantom_folder / "image.nii.gz")
+
+
+@pytest.fixture(scope="module")
+def analysis(scan: CTScan) -> Analysis:
+    facts = ModelFacts("band", "1.2", "ab" * 32, {"_target_": "tests.Band"})
+    return analyse(scan, segmenter(facts=facts))
+
+
+# against the truth of the phantom ------------------------------------------------------------------------------------
+
+
+def test_masks_lie_on_those_of_the_phantom(analysis: Analysis, phantom: Phantom):
+    assert dice(analysis.lesions, upright(phantom.lesions)) > 0.8
+    assert dice(analysis.lungs, upright(phantom.lungs)) > 0.94
+
+
+def test_figures_are_those_of_the_phantom(analysis: Analysis, phantom: Phantom):
+    figures, truth = analysis.figures, phantom.truth
+    assert figures.lung_ml == pytest.approx(truth["lung_ml"], rel=0.05)
+    assert figures.lesion_share == pytest.approx(truth["lesion_share"], abs=0.06)
+    assert figures.lesion_ml == pytest.approx(truth["lesion_ml"], rel=0.2)
+    with_lung = int((phantom.lungs != 0).any(axis=(0, 1)).sum())
+    assert with_lung <= figures.lung_slices <= with_lung + 2  # the trachea is in the mask, not in the truth
+
+
+def test_healthy_lungs_have_a_small_share(tmp_path: Path):
+    path = make_phantom(0, (96, 96, 16), lesions=None).write_nifti(tmp_path)
+    share = analyse(read_ct(path), segmenter()).figures.lesion_share
+    assert share is not None
+    assert share < 0.07
+
+
+def test_dicom_and_nifti_of_one_scan_give_the_same_figures(phantom_folder: Path, analysis: Analysis):
+    found = analyse(read_ct(phantom_folder / "dicom"), segmenter())
+    assert np.array_equal(found.lesions, analysis.lesions)
+    assert found.figures.lesion_ml == pytest.approx(analysis.figures.lesion_ml)
+    assert found.figures.lesion_share == analysis.figures.lesion_share
+
+
+# exactly, on a scan of boxes -----------------------------------------------------------------------------------------
+
+SPACING = (2.0, 3.0, 5.0)
+LUNG_VOXELS, LESION_VOXELS = 2 * 10 * 40 * 20, 6 * 8 * 10
+
+
+def boxes() -> np.ndarray:
+    """HU (Z, H, W), (12, 64, 64): a body with 4 pixels of air around it, two lungs, lesions in and out of them."""
+    hu = np.full((12, 64, 64), -1000, dtype=np.float32)
+    hu[:, 4:60, 4:60] = 40
+    for left in (8, 36):
+        hu[1:11, 12:52, left : left + 20] = -850
+    hu[3:9, 20:28, 12:22] = -400  # in the lung of the patient's right
+    hu[2:5, 54:58, 20:30] = -300  # behind the lungs: dropped
+    return hu
+
+
+def boxed(hu: np.ndarray, **options: Any) -> CTScan:
+    """Upright slices as a scan whose own axes point to the left, posterior and superior."""
+    affine = np.diag([-SPACING[0], -SPACING[1], SPACING[2], 1.0])
+    return CTScan.from_array(np.ascontiguousarray(hu.T), affine, SourceFacts("NIfTI", 1), **options)
+
+
+def test_figures_are_counts_of_voxels():
+    found = analyse(boxed(boxes()), segmenter(size=(64, 64)))
+    assert found.lesions.sum() == LESION_VOXELS
+    assert found.lungs.sum() == LUNG_VOXELS
+    figures = found.figures
+    assert figures.lesion_ml == pytest.approx(LESION_VOXELS * 2 * 3 * 5 / 1000)
+    assert figures.lung_ml == pytest.approx(LUNG_VOXELS * 2 * 3 * 5 / 1000)
+    assert figures.lesion_share == LESION_VOXELS / LUNG_VOXELS
+    assert (figures.lesion_slices, figures.lung_slices) == (6, 10)
+
+
+def test_lesions_that_reach_out_of_the_lungs_are_lung():
+    hu = boxes()
+    hu[5:7, 30:34, 18:34] = -400  # from one lung into what lies between the two
+    found = analyse(boxed(hu), segmenter(size=(64, 64)))
+    assert found.lesions[5:7, 30:34, 18:34].all()
+    assert found.lungs[5:7, 30:34, 18:34].all()
+    assert found.lungs.sum() == LUNG_VOXELS + 2 * 4 * 6  # the columns 28..33
+    assert found.figures.lesion_share == found.lesions.sum() / found.lungs.sum()
+
+
+def test_without_a_lung_there_is_no_share_and_a_warning():
+    hu = np.full((4, 64, 64), 40, dtype=np.float32)
+    hu[:, 10:20, 10:20] = -300
+    found = analyse(boxed(hu), segmenter(size=(64, 64)))
+    assert found.figures.lesion_share is None
+    assert (found.figures.lung_ml, found.figures.lung_slices) == (0, 0)
+    assert found.figures.lesion_slices == 4
+    assert any("No lung was found" in warning for warning in found.warnings)
+
+
+@pytest.mark.parametrize(("spacing", "warned"), [(2.0, True), (5.0, False), (12.0, True)])
+def test_implausible_lung_volumes_are_warned_of(spacing: float, warned: bool):
+    # 16000 voxels: 128 mL, 2000 mL and 27.6 L
+    scan = CTScan.from_array(
+        np.ascontiguousarray(boxes().T), np.diag([-spacing, -spacing, spacing, 1]), SourceFacts("NIfTI", 1)
+    )
+    warnings = analyse(scan, segmenter(size=(64, 64))).warnings
+    assert any("not plausible" in warning for warning in warnings) == warned
+
+
+def test_warnings_of_the_scan_are_handed_on():
+    found = analyse(boxed(boxes(), warnings=["Slices are thick."]), segmenter(size=(64, 64)))
+    assert found.warnings[0] == "Slices are thick."
+
+
+def test_progress_counts_the_slices():
+    done: list[int] = []
+    analyse(boxed(boxes()), segmenter(size=(64, 64)), done.append)
+    assert done == [8, 4]
+
+
+# grey slices ---------------------------------------------------------------------------------------------------------
+
+
+def test_grey_slices_without_lengths_give_a_share_but_no_volumes(phantom: Phantom, analysis: Analysis, tmp_path: Path):
+    grey = np.round(255 * np.asarray(LungWindow()(upright(phantom.hu).astype(np.float32)))).astype(np.uint8)
+    for number, plane in enumerate(grey):
+        Image.fromarray(np.kron(plane, np.ones((2, 2), np.uint8))).save(tmp_path / f"slice{number}.png")
+    found = analyse(read_ct(tmp_path), segmenter(size=(130, 192)))
+    assert (found.figures.lesion_ml, found.figures.lung_ml) == (None, None)
+    assert found.figures.lesion_share == pytest.approx(analysis.figures.lesion_share, abs=0.15)
+    scan = found.to_dict()["scan"]
+    assert (scan["units"], scan["spacing_mm"], scan["voxel_ml"]) == ("grey", None, None)
+    assert any("volumes in mL cannot be given" in warning for warning in found.warnings)
+    assert not any("not plausible" in warning for warning in found.warnings)
+
+
+# the record ----------------------------------------------------------------------------------------------------------
+
+
+def plain(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(type(key) is str and plain(each) for key, each in value.items())
+    return all(map(plain, value)) if type(value) is list else type(value) in (str, int, float, bool, type(None))
+
+
+@pytest.mark.parametrize("spacing_known", [True, False])
+def test_the_record_is_plain_json(spacing_known: bool):
+    found = analyse(boxed(boxes(), spacing_known=spacing_known), segmenter(size=(64, 64))).to_dict()
+    assert plain(found)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_the_record_says_what_ran(analysis: Analysis, scan: CTScan):
+    found = analysis.to_dict()
+    assert found["schema"] == "covid_monai/analysis/1"
+    assert found["notice"] == "Research use only, not a medical device."
+    assert found["scan_id"] == analysis.scan_id
+    assert found["figures"]["lesion_share"] == analysis.figures.lesion_share
+    assert found["warnings"] == list(analysis.warnings)
+    assert found["scan"]["shape"] == [96, 96, 16]
+    assert found["scan"]["spacing_mm"] == [3.75, 3.75, 18.0]
+    assert found["scan"]["voxel_ml"] == pytest.approx(3.75 * 3.75 * 18 / 1000)
+    assert (found["scan"]["format"], found["scan"]["files"]) == ("NIfTI", 1)
+    method = found["method"]
+    assert method["model"] == {
+        "name": "band",
+        "version": "1.2",
+        "weights_sha256": "ab" * 32,
+        "network": {"_target_": "tests.Band"},
+    }
+    assert (method["threshold"], method["size"], method["device"]) == (0.5, [65, 96], "cpu")
+    assert method["window_hu"] == {"level": -600.0, "width": 1500.0}
+    assert found["software"]["torch"] == version("torch")
+    assert found["software"]["covid_monai"] == version("covid_monai")
+    assert all(0 <= seconds < 60 for seconds in found["seconds"].values())
+
+
+def test_the_record_holds_no_path_and_no_patient(phantom_folder: Path, phantom: Phantom):
+    from pydicom import dcmread
+
+    header = dcmread(next(file for file in sorted((phantom_folder / "dicom").rglob("*")) if file.is_file()))
+    text = json.dumps(analyse(read_ct(phantom_folder / "dicom"), segmenter()).to_dict())
+    secrets = [str(header.get(name, "")) for name in ("PatientName", "PatientID", "StudyDate", "SeriesInstanceUID")]
+    assert any(secrets)
+    for secret in [*filter(None, secrets), str(phantom_folder), "/tmp"]:
+        assert secret not in text
+
+
+# the scan's id -------------------------------------------------------------------------------------------------------
+
+
+def test_the_id_follows_from_voxels_and_affine_alone(scan: CTScan, phantom_folder: Path, tmp_path: Path):
+    copy = tmp_path / "other_name.nii.gz"
+    copy.write_bytes((phantom_folder / "image.nii.gz").read_bytes())
+    first = scan_id(scan)
+    assert len(first) == 16
+    assert int(first, 16) >= 0
+    assert scan_id(read_ct(copy)) == first
+    array = scan.volume[0].numpy().copy(order="K")
+    array[3, 4, 5] += 1
+    assert scan_id(CTScan.from_array(array, scan.affine, scan.source)) != first
+    moved = scan.affine.copy()
+    moved[2, 3] += 1
+    assert scan_id(CTScan.from_array(scan.volume[0].numpy(), moved, scan.source)) != first
+    other = CTScan.from_array(scan.volume[0].numpy(), scan.affine, SourceFacts("DICOM", 99), warnings=["Other."])
+    assert scan_id(other) == first
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_the_id_does_not_depend_on_the_order_in_memory(scan: CTScan, order: Any):
+    array = np.array(scan.volume[0].numpy(), order=order)
+    assert scan_id(CTScan.from_array(array, scan.affine, scan.source)) == scan_id(scan)
+
+
+def test_a_network_that_finds_nothing_gives_zero(scan: CTScan):
+    found = analyse(scan, LesionSegmenter(Constant(-10), UprightSliceInferer(size=(64, 64)), device="cpu"))
+    assert (found.figures.lesion_ml, found.figures.lesion_share, found.figures.lesion_slices) == (0, 0, 0)
+    assert found.lungs.any()

@@ -1,0 +1,444 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import NamedTuple
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from covid_monai import __version__, cli
+from covid_monai.datasets import load_datalist
+from covid_monai.datasets.phantom import make_phantom
+from covid_monai.networks import weights_sha256
+
+COMMANDS = ([], ["analyse"], ["demo"], ["data"], ["data", "list"], ["data", "prepare"], ["data", "phantom"])
+FILES = {"lesions.nii.gz", "analysis.json", "overview.png"}
+SMALL_PHANTOMS = ["--option", "patients=3", "--option", "slices=2", "--option", "size=48", "--option", "healthy=0"]
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def faults(self) -> list[str]:
+        """Lines of the standard error."""
+        return self.err.splitlines()
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Result]]:
+    """Run a command line in this process."""
+    level = logging.getLogger("monai").level
+
+    def call(*words: object) -> Result:
+        try:
+            code = cli.main([str(word) for word in words])
+        except SystemExit as stop:  # argparse
+            code = int(stop.code or 0)
+        return Result(code, *capsys.readouterr())
+
+    with warnings.catch_warnings():
+        yield call
+    logging.getLogger("monai").setLevel(level)
+
+
+@pytest.fixture
+def analyse(run: Callable[..., Result], tiny_bundle: Path, tmp_path: Path) -> Callable[..., Result]:
+    """``covid-monai analyse`` with the tiny bundle into ``results``, unless the words that follow say otherwise."""
+
+    def call(*words: object) -> Result:
+        return run("analyse", "--output", tmp_path / "results", "--bundle", tiny_bundle, "--device", "cpu", *words)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def other_scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A second scan, three slices of a thorax."""
+    return make_phantom(5, (64, 64, 3)).write_nifti(tmp_path_factory.mktemp("other"))
+
+
+def names(folder: Path) -> set[str]:
+    return {file.name for file in folder.iterdir()}
+
+
+# the program ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command) or "covid-monai")
+def test_every_command_has_help(run: Callable[..., Result], command: list[str]):
+    result = run(*command, "--help")
+    assert (result.code, result.err) == (0, "")
+    assert result.out.startswith("usage: covid-monai")
+    assert len(result.out.splitlines()) > 5
+
+
+@pytest.mark.parametrize("command", [[], ["analyse"]], ids=["covid-monai", "analyse"])
+def test_exit_codes_and_the_notice_are_told_by_help(run: Callable[..., Result], command: list[str]):
+    text = run(*command, "--help").out
+    for code in ("0  ", "1  ", "2  ", "130  "):
+        assert f"\n  {code}" in text
+    assert "Research use only" in run("--help").out
+
+
+def test_the_version_is_that_of_the_package(run: Callable[..., Result]):
+    assert run("--version") == (0, f"covid-monai {__version__}\n", "")
+
+
+def test_the_program_is_installed_under_its_name():
+    (program,) = entry_points(group="console_scripts", name="covid-monai")
+    assert program.load() is cli.main
+
+
+def test_help_does_not_wait_for_torch():
+    script = (
+        "import sys, covid_monai.cli as cli\n"
+        "try: cli.main(['analyse', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print('loaded', [name for name in ('torch', 'monai', 'mlflow', 'numpy') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "loaded []"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["analyze"], ["data"], ["analyse", "scan.nii.gz"], ["analyse", "--output", "x"], ["data", "prepare", "x"]],
+)
+def test_an_incomplete_command_line_is_2(run: Callable[..., Result], words: list[str]):
+    result = run(*words)
+    assert (result.code, result.out) == (2, "")
+    assert "error: " in result.faults[-1]
+
+
+# analyse -------------------------------------------------------------------------------------------------------------
+
+
+def test_one_input_goes_into_the_folder_itself(
+    analyse: Callable[..., Result], phantom_folder: Path, tiny_bundle: Path, tmp_path: Path
+):
+    result = analyse(phantom_folder / "dicom")
+    assert (result.code, result.err) == (0, "")
+    assert names(tmp_path / "results") == FILES
+    record = json.loads((tmp_path / "results" / "analysis.json").read_text())
+    figures = record["figures"]
+    assert record["scan"]["format"] == "DICOM"
+    assert record["method"]["model"]["weights_sha256"] == weights_sha256(tiny_bundle / "models" / "model.pt")
+    assert f"{100 * figures['lesion_share']:.1f} %" in result.out
+    assert f"lesions {figures['lesion_ml']:.0f} mL, lungs {figures['lung_ml']:.0f} mL" in result.out
+    assert all(f"warning: {warning}" in result.out for warning in record["warnings"])
+    assert all(str(tmp_path / "results" / name) in result.out for name in FILES)
+
+
+def test_the_written_mask_lies_on_the_scan(analyse: Callable[..., Result], phantom_folder: Path, tmp_path: Path):
+    assert analyse(phantom_folder / "image.nii.gz").code == 0
+    mask, scan = nib.load(tmp_path / "results" / "lesions.nii.gz"), nib.load(phantom_folder / "image.nii.gz")
+    assert mask.shape == scan.shape
+    np.testing.assert_allclose(mask.affine, scan.affine, atol=1e-4)
+    figures = json.loads((tmp_path / "results" / "analysis.json").read_text())["figures"]
+    voxel_ml = abs(np.linalg.det(scan.affine)) / 1000
+    assert np.count_nonzero(mask.dataobj) * voxel_ml == pytest.approx(figures["lesion_ml"])
+
+
+def test_several_inputs_go_into_folders_named_by_content(
+    analyse: Callable[..., Result], phantom_folder: Path, other_scan: Path, tmp_path: Path
+):
+    result = analyse(phantom_folder / "image.nii.gz", other_scan)
+    assert (result.code, result.err) == (0, "")
+    folders = list((tmp_path / "results").iterdir())
+    assert len(folders) == 2
+    for folder in folders:
+        assert names(folder) == FILES
+        assert json.loads((folder / "analysis.json").read_text())["scan_id"] == folder.name
+    assert "[1/2]" in result.out
+    assert "[2/2]" in result.out
+
+
+def test_names_are_kept_when_asked_for(
+    analyse: Callable[..., Result], phantom_folder: Path, other_scan: Path, tmp_path: Path
+):
+    inputs = [tmp_path / "in" / name for name in ("1.2.840.1", "1.2.840.2", "case.a.nii.gz", "case.b.nii")]
+    inputs[0].mkdir(parents=True)
+    for k in range(2):  # a slice image is the smallest scan; two that differ
+        inputs[k].mkdir(exist_ok=True)
+        write_slice(inputs[k] / "slice.png", k)
+    shutil.copy(other_scan, inputs[2])
+    nib.save(nib.load(phantom_folder / "image.nii.gz"), inputs[3])
+    assert analyse(*inputs, "--keep-names").code == 0
+    assert names(tmp_path / "results") == {"1.2.840.1", "1.2.840.2", "case.a", "case.b"}
+
+
+def write_slice(path: Path, seed: int) -> None:
+    from PIL import Image
+
+    image = np.full((64, 64), 20 + seed, dtype=np.uint8)
+    image[6:58, 6:58] = 235
+    image[14:50, 10:28] = image[14:50, 36:54] = 80
+    Image.fromarray(image).save(path)
+
+
+def test_a_slice_image_is_analysed_without_volumes(analyse: Callable[..., Result], tmp_path: Path):
+    write_slice(tmp_path / "slice.png", 0)
+    result = analyse(tmp_path / "slice.png")
+    assert result.code == 0
+    assert "mL, lungs" not in result.out
+    assert json.loads((tmp_path / "results" / "analysis.json").read_text())["figures"]["lesion_ml"] is None
+
+
+def test_a_bad_input_does_not_stop_the_rest_and_is_listed(
+    analyse: Callable[..., Result], phantom_folder: Path, other_scan: Path, tmp_path: Path
+):
+    missing, damaged = tmp_path / "missing.nii.gz", tmp_path / "damaged.nii.gz"
+    damaged.write_bytes(other_scan.read_bytes()[:-200])
+    result = analyse(phantom_folder / "image.nii.gz", missing, damaged, other_scan)
+    assert result.code == 1
+    assert len(names(tmp_path / "results")) == 2
+    assert all(names(folder) == FILES for folder in (tmp_path / "results").iterdir())
+    assert len(result.faults) == 5  # one line each, then the list
+    for line, path in zip(result.faults[:2], (missing, damaged), strict=True):
+        assert line.startswith(f"covid-monai: {path}: ")
+    assert result.faults[2] == "covid-monai: 2 of 4 inputs could not be analysed:"
+    assert result.faults[3:] == [line.replace("covid-monai:", " ", 1) for line in result.faults[:2]]
+
+
+def test_a_single_bad_input_is_one_line(analyse: Callable[..., Result], tmp_path: Path):
+    result = analyse(tmp_path / "missing")
+    assert result.code == 1
+    assert result.faults == [
+        f"covid-monai: {tmp_path}/missing: {tmp_path}/missing does not exist: give a DICOM folder, a NIfTI file "
+        "(.nii, .nii.gz), or slice images (PNG, JPEG, TIFF, BMP)."
+    ]
+    assert not (tmp_path / "results").exists()
+
+
+def test_results_of_another_scan_are_replaced_only_when_asked_for(
+    analyse: Callable[..., Result], phantom_folder: Path, other_scan: Path, tmp_path: Path
+):
+    def scan() -> str:
+        return json.loads((tmp_path / "results" / "analysis.json").read_text())["scan_id"]
+
+    assert analyse(other_scan).code == 0
+    first = scan()
+    assert analyse(other_scan).code == 0
+    refused = analyse(phantom_folder / "image.nii.gz")
+    assert refused.code == 1
+    assert f"holds results of another scan ({first})" in refused.err
+    assert len(refused.faults) == 1
+    assert scan() == first
+    assert analyse(phantom_folder / "image.nii.gz", "--overwrite").code == 0
+    assert scan() != first
+
+
+def test_of_several_series_one_must_be_chosen(analyse: Callable[..., Result], tmp_path: Path):
+    for seed in (0, 1):
+        make_phantom(seed, (64, 64, 4)).write_dicom(tmp_path / "study" / str(seed))
+    refused = analyse(tmp_path / "study")
+    assert refused.code == 1
+    assert len(refused.faults) == 1
+    assert "holds 2 series: [1] " in refused.err
+    assert "; [2] " in refused.err
+    assert not (tmp_path / "results").exists()
+    ids = set()
+    for number in (1, 2):
+        assert analyse(tmp_path / "study", "--series", number, "--overwrite").code == 0
+        ids.add(json.loads((tmp_path / "results" / "analysis.json").read_text())["scan_id"])
+    assert len(ids) == 2
+    assert analyse(tmp_path / "study", "--series", 3).code == 1
+
+
+def test_an_unforeseen_fault_is_named_and_stops_nothing_else(
+    analyse: Callable[..., Result], other_scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from covid_monai import ct
+
+    read = ct.read_ct
+
+    def broken(path: Path, series: str | None) -> ct.CTScan:
+        if path.name == "odd":
+            raise ZeroDivisionError("division by zero")
+        return read(path, series)
+
+    monkeypatch.setattr(ct, "read_ct", broken)
+    result = analyse(tmp_path / "odd", other_scan)
+    assert result.code == 1
+    assert result.faults[0] == f"covid-monai: {tmp_path}/odd: ZeroDivisionError: division by zero (see --traceback)"
+    assert "Traceback" not in result.err
+    assert len(names(tmp_path / "results")) == 1
+    assert 'raise ZeroDivisionError("division by zero")' in analyse(tmp_path / "odd", "--traceback").err
+
+
+def test_an_interruption_is_130_and_leaves_nothing_of_the_scan(
+    analyse: Callable[..., Result], other_scan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from covid_monai.reports import results
+
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(results, "save_overview", interrupt)
+    result = analyse(other_scan)
+    assert (result.code, result.faults) == (130, ["covid-monai: interrupted"])
+    assert not names(tmp_path / "results")
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        (
+            ["--bundle", "nowhere"],
+            "nowhere/configs/inference.yaml cannot be read: give a bundle's folder with --bundle.",
+        ),
+        (["--device", "gpu"], "unknown device 'gpu': give cpu, cuda or cuda:N."),
+        (["--device", "cuda:99"], "there is no device cuda:99 here"),
+    ],
+    ids=["bundle", "device", "cuda"],
+)
+def test_what_no_input_can_be_analysed_with_is_2(
+    analyse: Callable[..., Result], other_scan: Path, tmp_path: Path, words: list[str], fault: str
+):
+    result = analyse(other_scan, *words)
+    assert result.code == 2
+    assert len(result.faults) == 1
+    assert result.err.startswith(f"covid-monai: {fault}")
+    assert not (tmp_path / "results").exists()
+
+
+def test_changed_weights_are_2(run: Callable[..., Result], other_scan: Path, tiny_bundle: Path, tmp_path: Path):
+    shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    with (tmp_path / "bundle" / "models" / "model.pt").open("ab") as file:
+        file.write(b"!")
+    result = run("analyse", other_scan, "--output", tmp_path / "results", "--bundle", tmp_path / "bundle")
+    assert result.code == 2
+    assert len(result.faults) == 1
+    assert "was changed" in result.err
+    assert not (tmp_path / "results").exists()
+
+
+def test_the_installed_bundle_is_the_default():
+    for name in ("configs/inference.yaml", "configs/train.yaml", "configs/metadata.json", "LICENSE"):
+        assert (cli.default_bundle() / name).is_file()
+
+
+# data ----------------------------------------------------------------------------------------------------------------
+
+
+def test_known_data_sets_are_listed_with_licence_and_layout(run: Callable[..., Result]):
+    from covid_monai.datasets import DATASETS
+
+    result = run("data", "list")
+    assert (result.code, result.err) == (0, "")
+    lines = result.out.splitlines()
+    for name, known in DATASETS.items():
+        assert name in lines
+        assert f"  {known.title}" in lines
+        assert f"  licence: {known.licence}" in lines
+        assert f"  source:  {known.layout or 'none needed'}" in lines
+
+
+def test_a_data_set_is_prepared_and_added_to(run: Callable[..., Result], tmp_path: Path):
+    out = tmp_path / "data" / "datalist.json"
+    result = run("data", "prepare", "phantom", "--out", out, *SMALL_PHANTOMS)
+    assert (result.code, result.err) == (0, "")
+    counts = {side: len(load_datalist(out)[side]) for side in ("training", "validation", "testing")}
+    assert counts == {"training": 2, "validation": 2, "testing": 2}
+    table = [line.split() for line in result.out.splitlines()]
+    assert [row[:2] for row in table[1:4]] == [["training", "2"], ["validation", "2"], ["testing", "2"]]
+    assert f"written: {out}" in result.out
+    assert run("data", "prepare", "phantom", "--out", out, "--append", "--seed", 1, *SMALL_PHANTOMS).code == 0
+    assert len(load_datalist(out)["training"]) == 4
+
+
+def test_the_seed_decides_the_data(run: Callable[..., Result], tmp_path: Path):
+    hashes = []
+    for number, seed in enumerate((0, 0, 1)):
+        out = tmp_path / f"{number}.json"
+        assert run("data", "prepare", "phantom", "--out", out, "--seed", seed, *SMALL_PHANTOMS).code == 0
+        hashes.append(load_datalist(out)["data_hash"])
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        (["nothing"], "unknown data set 'nothing': known are "),
+        (["medseg_sirm100"], "medseg_sirm100 needs a source folder"),
+        (["medseg_sirm100", "--source", "nowhere"], "is not a folder"),
+        (["phantom", "--source", "."], "takes no source"),
+        (["phantom", "--option", "people=3"], "phantom has no option people"),
+        (["phantom", "--option", "patients=0"], "0 patients"),
+    ],
+)
+def test_data_that_cannot_be_prepared_is_2_and_leaves_nothing(
+    run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], fault: str
+):
+    monkeypatch.chdir(tmp_path)
+    result = run("data", "prepare", *words, "--out", tmp_path / "datalist.json")
+    assert (result.code, result.out) == (2, "")
+    assert len(result.faults) == 1
+    assert result.err.startswith("covid-monai: ")
+    assert fault in result.err
+    assert not names(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("option", "fault"),
+    [
+        ("patients", "'patients' is not KEY=VALUE"),
+        ("patients=[", "is not YAML"),
+        ("seed=3", "seed is no option of a data set, see --help"),
+        ("name=folder", "name is no option of a data set, see --help"),
+    ],
+)
+def test_options_that_are_none_are_2(run: Callable[..., Result], tmp_path: Path, option: str, fault: str):
+    result = run("data", "prepare", "phantom", "--out", tmp_path / "datalist.json", "--option", option)
+    assert result.code == 2
+    assert fault in result.faults[-1]
+    assert not names(tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "scan"), [("dicom", "dicom"), ("nifti", "image.nii.gz")])
+def test_a_phantom_is_written_with_its_truth(run: Callable[..., Result], tmp_path: Path, kind: str, scan: str):
+    from covid_monai.ct import read_ct
+
+    result = run("data", "phantom", "--output", tmp_path, "--format", kind, "--shape", 48, 40, 6, "--seed", 3,
+                 "--lesion-share", 0.2, "--consolidation", 0.5)  # fmt: skip
+    assert (result.code, result.err) == (0, "")
+    assert names(tmp_path) == {scan, "lesions.nii.gz", "lungs.nii.gz", "truth.json"}
+    truth = json.loads((tmp_path / "truth.json").read_text())
+    assert json.loads(result.out[result.out.index("{") :]) == truth
+    assert truth["lesion_share"] == pytest.approx(0.2, abs=0.05)
+    assert truth["consolidation_ml"] / truth["lesion_ml"] == pytest.approx(0.5, abs=0.15)
+    lesions = nib.load(tmp_path / "lesions.nii.gz")
+    voxel_ml = abs(np.linalg.det(lesions.affine)) / 1000
+    assert np.count_nonzero(lesions.dataobj) * voxel_ml == pytest.approx(truth["lesion_ml"])
+    assert sorted(read_ct(tmp_path / scan).shape) == [6, 40, 48]
+
+
+@pytest.mark.parametrize(
+    "words", [["--shape", "1", "40", "6"], ["--lesion-share", "0.9"], ["--consolidation", "-0.1"], ["--seed", "-1"]]
+)
+def test_a_phantom_that_cannot_be_is_2(run: Callable[..., Result], tmp_path: Path, words: list[str]):
+    result = run("data", "phantom", "--output", tmp_path / "phantom", *words)
+    assert (result.code, result.out) == (2, "")
+    assert len(result.faults) == 1
+    assert not (tmp_path / "phantom").exists()
+
+
+def test_a_phantom_is_not_mixed_into_another_series(run: Callable[..., Result], tmp_path: Path):
+    words = ("data", "phantom", "--output", tmp_path, "--shape", 48, 40, 4)
+    assert run(*words).code == 0
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
+    result = run(*words, "--seed", 1)
+    assert result.code == 2
+    assert len(result.faults) == 1
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
