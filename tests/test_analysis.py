@@ -4,8 +4,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from PIL import Image
 
 from covid_monai.analysis import Analysis, analyse, scan_id
@@ -64,6 +66,19 @@ def test_dicom_and_nifti_of_one_scan_give_the_same_figures(phantom_folder: Path,
     assert np.array_equal(found.lesions, analysis.lesions)
     assert found.figures.lesion_ml == pytest.approx(analysis.figures.lesion_ml)
     assert found.figures.lesion_share == analysis.figures.lesion_share
+
+
+@pytest.mark.parametrize("codes", ["SPL", "ARI"])
+def test_figures_do_not_depend_on_the_order_of_the_axes(
+    codes: str, analysis: Analysis, phantom_folder: Path, tmp_path: Path
+):
+    image = nib.load(phantom_folder / "image.nii.gz")
+    turned = image.as_reoriented(ornt_transform(io_orientation(image.affine), axcodes2ornt(codes)))
+    nib.save(turned, tmp_path / "turned.nii.gz")
+    found = analyse(read_ct(tmp_path / "turned.nii.gz"), segmenter())
+    assert np.array_equal(found.lungs, analysis.lungs)
+    assert np.array_equal(found.lesions, analysis.lesions)
+    assert found.figures.lung_ml == pytest.approx(analysis.figures.lung_ml)
 
 
 # exactly, on a scan of boxes -----------------------------------------------------------------------------------------

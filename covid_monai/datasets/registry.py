@@ -107,6 +107,9 @@ def _dataset(name: str, source: Path | None, options: dict[str, Any]) -> Dataset
     unknown = sorted(set(options) - set(known.options))
     if unknown:
         raise DatasetError(f"{name} has no option {', '.join(unknown)}: it has {', '.join(known.options) or 'none'}")
+    for key, value in options.items():
+        if not _fits(value, known.options[key]):
+            raise DatasetError(f"{name}: {key} is {value!r}, give something like {known.options[key]!r}")
     if known.layout and source is None:
         raise DatasetError(f"{name} needs a source folder: {known.layout}")
     if not known.layout and source is not None:
@@ -114,6 +117,16 @@ def _dataset(name: str, source: Path | None, options: dict[str, Any]) -> Dataset
     if source is not None and not source.is_dir():
         raise DatasetError(f"source {source} is not a folder: {name} needs {known.layout}")
     return known
+
+
+def _fits(value: Any, default: Any) -> bool:
+    """Whether an option is of the kind of its default; one whose default is None may be anything."""
+    if default is None:
+        return True
+    if isinstance(default, tuple):
+        return isinstance(value, list | tuple)
+    kinds = (int, float) if isinstance(default, float) else type(default)
+    return isinstance(value, kinds) and not isinstance(value, bool)
 
 
 def prepare(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import numpy as np
@@ -15,7 +16,7 @@ from covid_monai.analysis import NOTICE, Analysis
 
 __all__ = ["save_overview", "slices_that_matter"]
 
-ROWS, COLUMNS = 3, 4
+MOST, COLUMNS, PANEL_INCHES = 12, 4, 3.45
 WINDOW_HU = (-1350, 150)
 LESION = ListedColormap([(1.0, 0.15, 0.1)])
 LUNG = ListedColormap([(0.3, 0.8, 1.0)])
@@ -24,35 +25,42 @@ LUNG = ListedColormap([(0.3, 0.8, 1.0)])
 def slices_that_matter(lesions: np.ndarray, lungs: np.ndarray, count: int) -> list[int]:
     """Indices of up to ``count`` slices, from superior to inferior.
 
-    The slices with lesion, or with lung where there is none, or all, are cut into ``count`` equal runs; each run gives
-    its slice with the largest area.
+    The slices with lesion are cut into ``count`` equal runs, and each run gives its slice with the largest area. What
+    is left of ``count`` goes in the same way to the other slices with lung; all slices serve where there is neither.
 
     Args:
         lesions: (Z, H, W), non-zero for lesion.
         lungs: (Z, H, W) bool.
         count: how many slices at the most.
     """
-    for area in (np.count_nonzero(lesions, axis=(1, 2)), np.count_nonzero(lungs, axis=(1, 2)), np.ones(len(lesions))):
-        candidates = np.flatnonzero(area)
-        if len(candidates):
-            runs = np.array_split(candidates, min(count, len(candidates)))
-            return [int(run[np.argmax(area[run])]) for run in runs][::-1]
-    return []
+    lesion_area, lung_area = (np.count_nonzero(mask, axis=(1, 2)) for mask in (lesions, lungs))
+    chosen = _largest_of_runs(lesion_area, count)
+    chosen += _largest_of_runs(np.where(lesion_area, 0, lung_area), count - len(chosen))
+    return sorted(chosen or _largest_of_runs(np.ones(len(lesions)), count), reverse=True)
+
+
+def _largest_of_runs(area: np.ndarray, count: int) -> list[int]:
+    """The slices with area, cut into up to ``count`` equal runs: the largest of each."""
+    candidates = np.flatnonzero(area)
+    runs = np.array_split(candidates, min(count, len(candidates))) if count and len(candidates) else []
+    return [int(run[np.argmax(area[run])]) for run in runs]
 
 
 def save_overview(analysis: Analysis, path: str | os.PathLike) -> None:
-    """Draw twelve axial slices with lesions and lungs outlined, and save them as PNG.
+    """Draw up to twelve axial slices with lesions and lungs outlined, and save them as PNG.
 
     Args:
         analysis: what to draw.
         path: file to write.
     """
     box = _frame(analysis.lungs)
-    figure = Figure(figsize=(14, 11.2), facecolor="black")
+    chosen = slices_that_matter(analysis.lesions, analysis.lungs, MOST)
+    rows, columns = math.ceil(len(chosen) / COLUMNS), min(len(chosen), COLUMNS)
+    height, width = analysis.hu[0][box].shape
+    figure = Figure(figsize=(14, 0.9 + rows * (PANEL_INCHES * height / width + 0.25)), facecolor="black")
     FigureCanvasAgg(figure)
-    chosen = slices_that_matter(analysis.lesions, analysis.lungs, ROWS * COLUMNS)
     for number, z in enumerate(chosen, start=1):
-        axes = figure.add_subplot(ROWS, COLUMNS, number)
+        axes = figure.add_subplot(rows, columns, number)
         axes.set_axis_off()
         axes.imshow(analysis.hu[z][box], cmap="gray", vmin=WINDOW_HU[0], vmax=WINDOW_HU[1])
         lesion, lung = analysis.lesions[z][box] != 0, analysis.lungs[z][box]
@@ -60,12 +68,12 @@ def save_overview(analysis: Analysis, path: str | os.PathLike) -> None:
         axes.imshow(_only(lesion), cmap=LESION, alpha=0.3, interpolation="nearest")
         axes.imshow(_only(find_boundaries(lesion, mode="outer")), cmap=LESION, interpolation="nearest")
         axes.set_title(f"slice {z + 1} of {len(analysis.hu)}", color="white", fontsize=9, pad=3)
-    figure.suptitle(_headline(analysis), color="white", fontsize=14, y=0.985)
-    figure.text(
-        0.5, 0.012, f"Red: lesion. Blue: lung. Slices count from inferior; the patient's right is left. {NOTICE}",
-        color="0.75", fontsize=9, ha="center",
-    )  # fmt: skip
-    figure.subplots_adjust(left=0.005, right=0.995, top=0.925, bottom=0.035, wspace=0.02, hspace=0.09)
+    inches = figure.get_figheight()
+    figure.suptitle(_headline(analysis), color="white", fontsize=14, y=1 - 0.15 / inches)
+    legend = f"Red: lesion. Blue: lung. Slices count from inferior; the patient's right is left. {NOTICE}"
+    figure.text(0.5, 0.12 / inches, legend, color="0.75", fontsize=9, ha="center")
+    edges = {"left": 0.005, "right": 0.995, "top": 1 - 0.75 / inches, "bottom": 0.35 / inches}
+    figure.subplots_adjust(**edges, wspace=0.02, hspace=0.09)
     figure.savefig(path, dpi=100, facecolor="black", format="png")
 
 

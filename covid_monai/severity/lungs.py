@@ -12,7 +12,7 @@ AIR_BELOW_HU = -400.0
 GRID_MM = 1.5
 """The mask is made on a grid of about this in-plane spacing."""
 CLOSING_MM = 9.0
-"""Vessels and lesions up to about twice this width at the lung's edge count as lung."""
+"""Vessels, and lesions along the pleura up to about this width, count as lung."""
 SMALLEST_SHARE = 0.1
 """A part of the lungs has at least this share of the largest part's volume."""
 GAS_BELOW_HU = -955.0

@@ -18,6 +18,7 @@ from urllib.parse import urlparse
 import numpy as np
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
 from mlflow.utils.time import get_current_time_millis
 
 from covid_monai import __version__
@@ -141,6 +142,8 @@ class TrackedRun:
             self.client.log_batch(self.run_id, params=params)
         else:
             self.client.update_run(self.run_id, status="RUNNING")
+            if "error" in self.client.get_run(self.run_id).data.tags:  # of the attempt that failed
+                self.client.delete_tag(self.run_id, "error")
             logger.info("continuing the MLflow run %s", self.run_id)
         self.log_tags(self.tags)
         if self.record is not None:
@@ -156,11 +159,10 @@ class TrackedRun:
         if self.record is None or not self.record.exists():
             return None
         try:
-            run_id = json.loads(self.record.read_text())["run_id"]
-        except (ValueError, TypeError, KeyError):  # torn by a kill
+            info = self.client.get_run(json.loads(self.record.read_text())["run_id"]).info
+        except (ValueError, TypeError, KeyError, MlflowException):  # torn by a kill, or of another store
             return None
-        known = {run.info.run_id for run in self.client.search_runs([self._experiment_id()])}
-        return run_id if run_id in known else None
+        return info.run_id if info.experiment_id == self._experiment_id() else None
 
     def _experiment_id(self) -> str:
         experiment = self.client.get_experiment_by_name(self.experiment)

@@ -82,21 +82,35 @@ class Checkpoints:
         """Run the trainer from where its last checkpoint stands, or from the beginning.
 
         Checkpoints are written after all handlers that the trainer already has, so after its ``ValidationHandler``.
+
+        Raises:
+            ValueError: when the checkpoint is damaged or of another training, or an epoch has no batch.
         """
         if self.resume and self.last_path.exists():
-            saved = torch.load(self.last_path, map_location="cpu", weights_only=True)
-            for name, part in self.state.items():
-                part.load_state_dict(saved["state"][name])
-            self.best_score, self.best_epoch = saved["best_score"], saved["best_epoch"]
-            trainer.state.epoch, trainer.state.iteration = saved["epoch"], saved["iteration"]
-            logger.info("resuming after epoch %d (best %.4f at %d)", saved["epoch"], self.best_score, self.best_epoch)
-            if saved["epoch"] >= trainer.state.max_epochs or self._patience_is_over(saved["epoch"]):
+            epoch = self._load(trainer)
+            logger.info("resuming after epoch %d (best %.4f at %d)", epoch, self.best_score, self.best_epoch)
+            if epoch >= (trainer.state.max_epochs or 0) or self._patience_is_over(epoch):
                 logger.info("nothing left to do: raise max_epochs or patience, or set resume to false")
                 return
         if trainer.state.epoch_length == 0:
             raise ValueError("an epoch has no batch: draw at least batch_size slices an epoch in each process.")
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
         trainer.run()
+
+    def _load(self, trainer: Engine) -> int:
+        """Restore everything from the last checkpoint and return its epoch."""
+        try:
+            saved = torch.load(self.last_path, map_location="cpu", weights_only=True)
+            for name, part in self.state.items():
+                part.load_state_dict(saved["state"][name])
+            self.best_score, self.best_epoch = saved["best_score"], saved["best_epoch"]
+            trainer.state.epoch, trainer.state.iteration = saved["epoch"], saved["iteration"]
+        except Exception as error:  # whatever foreign bytes or another network's state lead to
+            raise ValueError(
+                f"{self.last_path} is no checkpoint of this training ({type(error).__name__}): "
+                "choose another folder, or set resume to false to begin anew."
+            ) from error
+        return saved["epoch"]
 
     def _epoch_completed(self, trainer: Engine) -> None:
         epoch = trainer.state.epoch
