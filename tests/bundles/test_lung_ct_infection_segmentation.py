@@ -280,7 +280,7 @@ def test_a_killed_training_is_closed_and_resumes(bundle, tmp_path, number, statu
 def test_a_failing_training_is_closed_as_failed(bundle, tmp_path):
     own = tmp_path / "bundle"
     shutil.copytree(bundle, own, ignore=shutil.ignore_patterns("models", "eval", "mlflow.db", "mlruns"))
-    finished = command(own, "run", *TRAIN, "--loss#variant", "published", "--loss", "$lambda *maps: 1 / 0")
+    finished = command(own, "run", *TRAIN, "--train#trainer#loss_function", "$lambda maps, target: 1 / 0")
     assert finished.returncode != 0
     _, (failed,) = tracked_runs(own)
     assert failed.info.status == "FAILED"
