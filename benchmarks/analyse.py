@@ -76,8 +76,8 @@ def main() -> None:
     print(f"bare network's forward    {bare:8.1f} s   {1000 * bare / options.slices:6.1f} ms a slice")
     whole = min(entry["seconds"] for entry in analyse)
     print(f"analyse, whole process    {whole:8.1f} s   ratio {whole / bare:.2f}")
-    for part, value in seconds.items():
-        print(f"  of it {part:19} {value:7.1f} s   (last round)")
+    within = sum(seconds.values())
+    print(f"  of it on the scan       {within:8.1f} s   ratio {within / bare:.2f} (segmentation, lungs; last round)")
     print(f"peak memory of analyse    {max(entry['peak_mib'] for entry in analyse):8.0f} MiB")
 
 
