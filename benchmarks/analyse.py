@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time and peak memory of a whole `covid-monai analyse`, as a ratio to the bare network's forward over the same slices.
 
-    python benchmarks/analyse.py [--slices 400] [--rounds 3] [--encoder resnet18] [--size 192 256]
+    python benchmarks/analyse.py [--slices 400] [--rounds 3] [--encoder resnet18_narrow] [--size 192 256]
 
 Both run in processes of their own, in turn, on one machine, in the precision that `analyse` uses; the fastest round of
 each counts. The scan is a phantom of 512 x 512 pixels a slice, the weights are random. The published network is
@@ -55,7 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slices", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--encoder", default="resnet18", choices=("resnet18", "resnet50", "res2net50"))
+    parser.add_argument("--encoder", default="resnet18_narrow", choices=("resnet18_narrow", "resnet50", "res2net50"))
     parser.add_argument("--size", type=int, nargs=2, default=(192, 256), metavar=("ROWS", "COLUMNS"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
@@ -16,13 +16,17 @@ import numpy as np
 from covid_monai import __version__
 from covid_monai.ct import CTScan
 from covid_monai.inference import LesionSegmenter, upright_hu
-from covid_monai.severity import lung_mask, touching_lung
+from covid_monai.severity import lung_mask, lung_sides, touching_lung
 
 __all__ = ["Analysis", "Figures", "analyse"]
 
 SCHEMA = "covid_monai/analysis/1"
 NOTICE = "Research use only, not a medical device."
 PLAUSIBLE_LUNG_ML = (1000.0, 10000.0)
+PLAUSIBLE_SIDES = 0.5
+"""Volume of the smaller lung as a share of the larger; healthy ones differ by about a tenth."""
+LESION_OUTSIDE = 0.25
+"""Share of the lesions outside the lungs that the threshold finds, from which the picture must be looked at."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +97,10 @@ def analyse(scan: CTScan, segmenter: LesionSegmenter, progress: Callable[[int], 
     lesions = segmenter.segment(hu, progress)
     segmented = time.perf_counter()
     lungs = lung_mask(hu, scan.upright_spacing)
-    found = bool(lungs.any())
-    if found:
+    outside = 0
+    if lungs.any():
         lesions = touching_lung(lesions, lungs)
+        outside = int(np.count_nonzero(lesions[~lungs]))
         lungs |= lesions != 0
     figures = _figures(scan, lesions, lungs)
     finished = time.perf_counter()
@@ -122,7 +127,12 @@ def analyse(scan: CTScan, segmenter: LesionSegmenter, progress: Callable[[int], 
         },
         "seconds": {"segmentation": round(segmented - start, 3), "lungs": round(finished - segmented, 3)},
     }
-    return Analysis(scan_id(scan), figures, _warnings(scan, figures), record, hu, lesions, lungs)
+    warnings = (
+        *scan.warnings,
+        *_lung_warnings(figures, lung_sides(lungs, hu)),
+        *_lesion_warnings(lesions, outside),
+    )
+    return Analysis(scan_id(scan), figures, warnings, record, hu, lesions, lungs)
 
 
 def scan_id(scan: CTScan) -> str:
@@ -144,13 +154,29 @@ def _figures(scan: CTScan, lesions: np.ndarray, lungs: np.ndarray) -> Figures:
     )
 
 
-def _warnings(scan: CTScan, figures: Figures) -> tuple[str, ...]:
-    warnings = list(scan.warnings)
+def _lung_warnings(figures: Figures, sides: tuple[int, int]) -> Iterator[str]:
+    """What is implausible about the lungs; ``sides`` are the voxels on the patient's right and left."""
     if figures.lesion_share is None:
-        warnings.append("No lung was found: the lesion share cannot be given and the lesion mask is not to be trusted.")
-    elif figures.lung_ml is not None and not PLAUSIBLE_LUNG_ML[0] <= figures.lung_ml <= PLAUSIBLE_LUNG_ML[1]:
-        warnings.append(
+        yield "No lung was found: the lesion share cannot be given and the lesion mask is not to be trusted."
+        return
+    if figures.lung_ml is not None and not PLAUSIBLE_LUNG_ML[0] <= figures.lung_ml <= PLAUSIBLE_LUNG_ML[1]:
+        yield (
             f"The lungs measure {figures.lung_ml:.0f} mL, which is not plausible for whole adult lungs: the scan may "
             "be cropped, or the lung mask wrong."
         )
-    return tuple(warnings)
+    if min(sides) < PLAUSIBLE_SIDES * max(sides):
+        side = "right" if sides[0] < sides[1] else "left"
+        yield (
+            f"The {side} lung has {100 * min(sides) / max(sides):.0f} % of the other's volume: consolidated lung, "
+            "effusion or collapse may be missing from the lung mask, and the lesion share be wrong."
+        )
+
+
+def _lesion_warnings(lesions: np.ndarray, outside: int) -> Iterator[str]:
+    """What is implausible about the lesions; ``outside`` are their voxels outside the lungs found by threshold."""
+    total = int(np.count_nonzero(lesions))
+    if outside > LESION_OUTSIDE * total:
+        yield (
+            f"{100 * outside / total:.0f} % of the lesion volume lies outside the lungs that the threshold found: "
+            "dense consolidation, or lesion drawn into the chest wall or below the diaphragm; look at the picture."
+        )

@@ -19,6 +19,7 @@ from .intensity import (
     LungWindowDict,
 )
 from .masking import (
+    BOX_SLICES,
     CropBody,
     CropBodyD,
     CropBodyd,
@@ -31,6 +32,7 @@ from .masking import (
 )
 
 __all__ = [
+    "BOX_SLICES",
     "CropBody",
     "CropBodyD",
     "CropBodyDict",

@@ -27,7 +27,7 @@ Box = tuple[tuple[int, int], tuple[int, int]]
 
 # body_box works on slices of about this many pixels a side, and on at most so many slices.
 _BOX_SIDE = 128
-_BOX_SLICES = 24
+BOX_SLICES = 24
 # In the default lung window: between air and fat (-550 HU), and between outside air and lung (-915 HU).
 _TISSUE = (-550 + 1350) / 1500
 _AIR = (-915 + 1350) / 1500
@@ -130,7 +130,7 @@ def body_box(image: NdarrayOrTensor, margin: int = 0) -> Box:
     step = max(1, max(height, width) // _BOX_SIDE)
     small = image[..., ::step, ::step]
     stack = small.reshape(-1, *small.shape[-2:])
-    stack = convert_to_numpy(stack[:: -(-len(stack) // _BOX_SLICES)])
+    stack = convert_to_numpy(stack[:: -(-len(stack) // BOX_SLICES)])
     boxes = [box for part in stack if (box := _slice_box(part))]
     if not boxes:
         return (0, height), (0, width)

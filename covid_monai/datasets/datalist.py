@@ -190,6 +190,26 @@ def absolute_sides(datalist: dict[str, Any], path: Path) -> Sides:
     }
 
 
+def load_side(path: str | os.PathLike, side: str) -> list[Item]:
+    """Items of one side of a datalist, every file path made absolute.
+
+    Args:
+        path: the datalist.
+        side: ``"training"``, ``"validation"`` or ``"testing"``.
+
+    Raises:
+        DatasetError: if the datalist cannot be used, or the side is unknown or empty.
+    """
+    if side not in SIDES:
+        raise DatasetError(f"a datalist has no side {side!r}: choose one of {', '.join(SIDES)}")
+    items = absolute_sides(load_datalist(Path(path)), Path(path))[side]
+    if not items:
+        raise DatasetError(
+            f"{path} has no {side} slices: prepare it with `--option {side}=SHARE`, or add a set that has"
+        )
+    return items
+
+
 def portable_item(item: Item, folder: Path) -> Item:
     """Return the item with paths below ``folder`` made relative to it (POSIX form)."""
     portable = dict(item)

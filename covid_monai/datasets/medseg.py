@@ -14,7 +14,7 @@ from nibabel import aff2axcodes
 from covid_monai.datasets.datalist import Item, Sides, split_by_patient
 from covid_monai.datasets.faults import DatasetError, LayoutError
 from covid_monai.datasets.slices import pictures_by_stem
-from covid_monai.datasets.volumes import find_nifti, load_nifti, read_upright, read_upright_mask, save_item
+from covid_monai.datasets.volumes import check_axes, find_nifti, load_nifti, read_upright, read_upright_mask, save_item
 
 TITLE = "MedSeg/SIRM: 100 axial COVID-19 CT slices, split of Inf-Net (50 training, 48 testing)"
 LICENCE = "CC0 1.0 (MedSeg's masks; the slices are SIRM's)"
@@ -44,7 +44,13 @@ def read(source: Path, unpack: Path, seed: int, *, validation: float = 0.0, axes
         seed: of the validation draw.
         validation: share (0..1) of the 50 training slices to validate on; slices of one patient may then part.
         axes: of the NIfTI pair, instead of its stored orientation, such as "LPS".
+
+    Raises:
+        DatasetError: if an option, a file or the split is not as it must be.
     """
+    check_axes(axes)
+    if axes is not None and axes[2] not in "SI":
+        raise DatasetError(f"axes is {axes!r}: the third is that of the slices, S or I, such as LPS")
     if (source / "images").is_dir():
         training, testing = (_slice_form(source, split) for split in ("infnet_train.txt", "infnet_test.txt"))
     else:
@@ -79,8 +85,8 @@ def _nifti_form(source: Path, unpack: Path, axes: str | None) -> list[Item]:
         raise DatasetError(f"{path} holds {image.shape[2]} slices: MedSeg's set has {SLICES}")
     if axes is None:
         stated = image.header["sform_code"] or image.header["qform_code"]
-        stored = aff2axcodes(image.affine) if stated else ("L", "P", "S")
-        axes = f"{stored[0]}{stored[1]}S"
+        axes = "".join(aff2axcodes(image.affine)) if stated else "LPS"
+    axes = f"{axes[:2]}S"
     slices, units = read_upright(path, axes)
     masks = read_upright_mask(mask_path, path, axes)
     return [

@@ -3,6 +3,7 @@
 
 import json
 import math
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,11 +11,14 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
+from covid_monai.datasets.faults import DatasetError
 from covid_monai.datasets.grid import Field, Grid, paint
 from covid_monai.datasets.phantom_dicom import write_series
 from covid_monai.datasets.thorax import BLOOD, Thorax
 
 FIELD_OF_VIEW = (360.0, 360.0, 288.0)  # mm, when no spacing is asked for
+IMAGE = "image.nii.gz"
+TRUTH = ("lesions.nii.gz", "lungs.nii.gz", "truth.json")
 
 
 @dataclass(frozen=True)
@@ -56,23 +60,52 @@ class Phantom:
     truth: dict[str, float] = field(default_factory=dict)
 
     def write_nifti(self, folder: Path) -> Path:
-        """Write ``image.nii.gz`` (int16, HU) and the truth, see `write_truth`; returns the path of the image."""
-        folder = Path(folder)
-        self.write_truth(folder)
-        _save_nifti(self.hu, self.affine, folder / "image.nii.gz")
-        return folder / "image.nii.gz"
+        """Write ``image.nii.gz`` (int16, HU) and the truth, see `write_truth`; returns the path of the image.
+
+        Raises:
+            DatasetError: if one of these files is there already; nothing is written then.
+        """
+        self._write(Path(folder), (IMAGE, *TRUTH))
+        return Path(folder) / IMAGE
 
     def write_truth(self, folder: Path) -> None:
-        """Write ``lesions.nii.gz``, ``lungs.nii.gz`` (uint8 codes on the grid of the image) and ``truth.json``."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        _save_nifti(self.lesions, self.affine, folder / "lesions.nii.gz")
-        _save_nifti(self.lungs, self.affine, folder / "lungs.nii.gz")
-        (folder / "truth.json").write_text(json.dumps(self.truth, indent=1) + "\n", encoding="utf-8")
+        """Write ``lesions.nii.gz``, ``lungs.nii.gz`` (uint8 codes on the grid of the image) and ``truth.json``.
+
+        Raises:
+            DatasetError: if one of these files is there already; nothing is written then.
+        """
+        self._write(Path(folder), TRUTH)
 
     def write_dicom(self, folder: Path) -> Path:
-        """Write a CT series into an empty or new folder, see `phantom_dicom.write_series`; returns the folder."""
-        return write_series(self.hu, self.affine, self.seed, Path(folder))
+        """Write a CT series into an empty or new folder, see `phantom_dicom.write_series`; returns the folder.
+
+        Its truth belongs beside the folder and is written after it, see `write_truth`.
+
+        Raises:
+            ValueError: if the folder holds anything, or a truth lies beside it already; nothing is written then.
+        """
+        folder = Path(folder)
+        _refuse_present(folder.absolute().parent, TRUTH)
+        return write_series(self.hu, self.affine, self.seed, folder)
+
+    def _write(self, folder: Path, names: tuple[str, ...]) -> None:
+        """Write files under temporary names and rename them when all are whole."""
+        _refuse_present(folder, names)
+        folder.mkdir(parents=True, exist_ok=True)
+        arrays = {IMAGE: self.hu, "lesions.nii.gz": self.lesions, "lungs.nii.gz": self.lungs}
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".phantom.") as temporary:
+            for name in names:
+                if name in arrays:
+                    _save_nifti(arrays[name], self.affine, Path(temporary, name))
+                else:
+                    Path(temporary, name).write_text(json.dumps(self.truth, indent=1) + "\n", encoding="utf-8")
+            for name in names:
+                Path(temporary, name).rename(folder / name)
+
+
+def _refuse_present(folder: Path, names: tuple[str, ...]) -> None:
+    if present := [name for name in names if (folder / name).exists()]:
+        raise DatasetError(f"{folder} holds {', '.join(present)} already: choose another folder or remove them")
 
 
 def upright(array: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from pathlib import Path
 from covid_monai.datasets.datalist import Item, Sides
 from covid_monai.datasets.faults import DatasetError, LayoutError
 from covid_monai.datasets.slices import pictures_by_stem
-from covid_monai.datasets.volumes import find_nifti, read_upright, read_upright_mask, save_item
+from covid_monai.datasets.volumes import check_axes, find_nifti, read_upright, read_upright_mask, save_item
 
 TITLE = "MedSeg/Radiopaedia: 9 COVID-19 CT volumes of 7 patients, lesion classes and lung masks"
 LICENCE = "CC BY-NC-SA 3.0 (Radiopaedia; non-commercial)"
@@ -41,8 +41,12 @@ def read(
         seed: not needed: the split is by volume.
         validation: volumes (1..9) to validate on, with all volumes of the same patients; training takes the rest.
         axes: of all NIfTI volumes, instead of their stored orientation, such as "LPS".
+
+    Raises:
+        DatasetError: if an option or a file is not as it must be.
     """
-    unknown = sorted(set(validation) - set(PATIENTS))
+    check_axes(axes)
+    unknown = [volume for volume in validation if isinstance(volume, bool) or volume not in list(PATIENTS)]
     if unknown:
         raise DatasetError(f"no volume {unknown} to validate on: there are 1..{len(PATIENTS)}")
     held_out = {PATIENTS[volume] for volume in validation}

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The data sets that are known here, and how any of them becomes a MONAI datalist."""
 
+import contextlib
 import inspect
 import re
 import shutil
@@ -136,7 +137,7 @@ def prepare(
 
     Files that are upright slices already are used in place; what must be turned, converted or cut from volumes is
     written to ``<out stem>_slices/<name>-<hash>/`` beside the datalist; those of a replaced datalist are
-    removed. Nothing is left behind when something is refused.
+    removed. Nothing is left behind when something is refused, folders made for it neither.
 
     Args:
         name: a key of `DATASETS`.
@@ -154,10 +155,10 @@ def prepare(
     known = _dataset(name, source, options)
     earlier = load_datalist(out) if append or out.exists() else None
     slices_folder = out.parent / f"{out.stem}_slices"
+    missing: list[Path] = []
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        made = not slices_folder.exists()
-        slices_folder.mkdir(exist_ok=True)
+        missing = [folder for folder in (slices_folder, *slices_folder.parents) if not folder.exists()]
+        slices_folder.mkdir(parents=True, exist_ok=True)
         unpack = Path(tempfile.mkdtemp(dir=slices_folder, prefix=f".{name}."))
         try:
             sides = known.read(source, unpack, seed, **options)
@@ -171,12 +172,14 @@ def prepare(
             return summary
         finally:
             shutil.rmtree(unpack, ignore_errors=True)
-            if made and not any(slices_folder.iterdir()):
-                slices_folder.rmdir()
     except OSError as error:
         raise DatasetError(
             f"cannot prepare {out} ({error.strerror}: {error.filename}): make that readable or choose another place"
         ) from error
+    finally:
+        for folder in missing:  # made here, innermost first; one that holds something cannot be removed
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def _unpacked_folders(datalist: dict[str, Any], out: Path) -> set[str]:

@@ -2,7 +2,7 @@
 """NIfTI volumes with masks, cut into the upright slices that a datalist points to."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -63,6 +63,18 @@ def _values(image: nib.Nifti1Image, path: Path) -> np.ndarray:
         raise DatasetError(f"{path} cannot be read to its end ({error}): is the download complete?") from error
 
 
+def check_axes(axes: Any) -> None:
+    """Refuse an option ``axes`` that is given and does not name the three directions once each.
+
+    Raises:
+        DatasetError: saying what fits.
+    """
+    if axes is not None and not (
+        isinstance(axes, str) and sorted(axes.translate(str.maketrans("LPI", "RAS"))) == ["A", "R", "S"]
+    ):
+        raise DatasetError(f"axes is {axes!r}: expected one letter each of R/L, A/P and S/I, such as LPS")
+
+
 def to_upright(array: np.ndarray, image: nib.Nifti1Image, axes: str | None = None) -> np.ndarray:
     """Turn an array ``(X, Y, Z)`` into upright slices ``(Z, H, W)``, a view.
 
@@ -75,12 +87,8 @@ def to_upright(array: np.ndarray, image: nib.Nifti1Image, axes: str | None = Non
     Raises:
         DatasetError: if ``axes`` does not name the three directions once each.
     """
-    if axes is None:
-        stored = io_orientation(image.affine)
-    else:
-        if sorted(axes.translate(str.maketrans("LPI", "RAS"))) != ["A", "R", "S"]:
-            raise DatasetError(f"axes {axes!r}: expected one letter each of R/L, A/P and S/I, such as LPS")
-        stored = axcodes2ornt(tuple(axes))
+    check_axes(axes)
+    stored = io_orientation(image.affine) if axes is None else axcodes2ornt(tuple(axes))
     return apply_orientation(array, ornt_transform(stored, _UPRIGHT))
 
 

@@ -16,13 +16,11 @@ import yaml
 from covid_monai.ct import CTScan
 from covid_monai.inference.slice_inferer import UprightSliceInferer
 from covid_monai.networks import load_weights, weights_sha256
-from covid_monai.transforms import GreyToHU, LungWindow
+from covid_monai.transforms import BOX_SLICES, GreyToHU, LungWindow
 
 __all__ = ["BundleError", "LesionSegmenter", "ModelFacts"]
 
 NETWORKS = "covid_monai.networks"
-BOX_SLICES = 64
-"""Slices of a scan that are looked at for its body box."""
 
 
 class BundleError(ValueError):
@@ -132,8 +130,7 @@ class LesionSegmenter:
     @torch.inference_mode()
     def segment(self, hu: np.ndarray, progress: Callable[[int], Any] | None = None) -> np.ndarray:
         """Lesion mask of upright slices (Z, H, W) in HU, see :meth:`__call__`."""
-        step = max(1, len(hu) // BOX_SLICES)
-        box = self.inferer.box(self._windowed(hu[::step])[:, 0])
+        box = self.inferer.box(self._windowed(hu[:: -(-len(hu) // BOX_SLICES)])[:, 0])  # the slices body_box looks at
         mask = np.zeros(hu.shape, dtype=np.uint8)
         logit = float(torch.logit(torch.tensor(self.threshold)))
         for start, stop in self.inferer.batches(len(hu)):
@@ -152,7 +149,10 @@ class LesionSegmenter:
 def upright_hu(scan: CTScan) -> np.ndarray:
     """Upright slices (Z, H, W) of a scan in HU; grey levels are harmonised, one line for the whole scan."""
     upright = scan.upright()
-    return upright if scan.units == "HU" else np.asarray(GreyToHU()(np.ascontiguousarray(upright)))
+    if scan.units == "HU":
+        return upright
+    stack = np.clip(upright, 0, None).transpose(1, 2, 0)[None]  # interpolation may have undershot black
+    return np.asarray(GreyToHU()(stack))[0].transpose(2, 0, 1)
 
 
 def _device(device: torch.device | str | None) -> torch.device:

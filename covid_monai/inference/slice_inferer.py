@@ -28,8 +28,8 @@ class UprightSliceInferer(Inferer):
 
     Slices are cropped to the body, resized to ``size``, run through the network in batches, and the logits are resized
     and pasted back. It serves single slices (one body box for each) and whole volumes (one body box for the scan), so
-    that training slices and scans are seen by the network at one scale, and without padding, which would shift the
-    statistics that batch normalisation has learnt.
+    that training slices and scans are seen by the network at about one scale, and without padding, which would shift
+    the statistics that batch normalisation has learnt.
 
     Args:
         size: rows and columns of what the network sees, or one number for both; multiples of 32 by preference.

@@ -162,7 +162,9 @@ class Res2NetEncoder(Encoder):
 
 ENCODERS: dict[str, Callable[[int], Encoder]] = {
     # 384 instead of 512 channels in the last stage: 7.7 M parameters and 9.0 M in Inf-Net, instead of 11.2 M and 12.6 M
-    "resnet18": lambda in_channels: ResNetEncoder("basic", (2, 2, 2, 2), in_channels, widths=(64, 128, 256, 384)),
+    "resnet18_narrow": lambda in_channels: ResNetEncoder(
+        "basic", (2, 2, 2, 2), in_channels, widths=(64, 128, 256, 384)
+    ),
     "resnet50": lambda in_channels: ResNetEncoder("bottleneck", (3, 4, 6, 3), in_channels),
     "res2net50": lambda in_channels: Res2NetEncoder((3, 4, 6, 3), in_channels),
 }

@@ -173,7 +173,7 @@ class InfNet(nn.Module):
         torch.Size([2, 1, 70, 64])
     """
 
-    def __init__(self, in_channels: int = 1, encoder: str = "resnet18") -> None:
+    def __init__(self, in_channels: int = 1, encoder: str = "resnet18_narrow") -> None:
         super().__init__()
         if in_channels not in (1, 3):
             raise ValueError(f"in_channels is {in_channels}; Inf-Net takes slices of 1 or 3 channels")

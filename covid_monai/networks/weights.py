@@ -21,7 +21,7 @@ def save_atomically(state: Any, path: str | os.PathLike) -> None:
     """``torch.save`` to a temporary name, then rename: a kill leaves the old file or the new one, never half of one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = _temporary(path)
     try:
         torch.save(state, temporary)
         temporary.replace(path)
@@ -32,12 +32,23 @@ def save_atomically(state: Any, path: str | os.PathLike) -> None:
 def save_weights(state_dict: dict[str, torch.Tensor], path: str | os.PathLike) -> str:
     """Save a network's weights and record their SHA-256 beside them, in ``<path>.sha256`` as ``sha256sum`` writes it.
 
+    While the file is replaced the record names old and new weights, so that a kill leaves weights that match it.
+
     Returns:
         The SHA-256 in hexadecimal.
     """
-    save_atomically(state_dict, path)
-    digest = weights_sha256(path)
-    _record(Path(path)).write_text(f"{digest}  {Path(path).name}\n")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record, temporary = _record(path), _temporary(path)
+    try:
+        torch.save(state_dict, temporary)
+        digest = weights_sha256(temporary)
+        line = f"{digest}  {path.name}\n"
+        _write(record, line + (record.read_text() if record.is_file() else ""))
+        temporary.replace(path)
+        _write(record, line)
+    finally:
+        temporary.unlink(missing_ok=True)
     return digest
 
 
@@ -56,10 +67,11 @@ def load_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
         raise WeightsError(f"no weights at {path}: train the bundle, or put its weights there.")
     if not record.is_file():
         raise WeightsError(f"{path.name} has no record {record}: if you trust it, write one with sha256sum.")
-    recorded, found = record.read_text(errors="replace").partition(" ")[0].strip(), weights_sha256(path)
-    if recorded != found:
+    recorded = [line.partition(" ")[0] for line in record.read_text(errors="replace").splitlines()] or [""]
+    found = weights_sha256(path)
+    if found not in recorded:
         raise WeightsError(
-            f"{path} was changed: its SHA-256 is {found[:12]}…, its record says {recorded[:12]}…; restore the file."
+            f"{path} was changed: its SHA-256 is {found[:12]}…, its record says {recorded[0][:12]}…; restore the file."
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -81,3 +93,14 @@ def weights_sha256(path: str | os.PathLike) -> str:
 
 def _record(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a text whole or not at all."""
+    temporary = _temporary(path)
+    temporary.write_text(text)
+    temporary.replace(path)

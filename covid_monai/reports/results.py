@@ -14,7 +14,7 @@ from covid_monai.reports.overview import save_overview
 
 __all__ = ["FILES", "ResultsError", "write_results"]
 
-FILES = ("lesions.nii.gz", "analysis.json", "overview.png")
+FILES = ("lesions.nii.gz", "overview.png", "analysis.json")
 
 
 class ResultsError(ValueError):
@@ -26,7 +26,8 @@ def write_results(
 ) -> dict[str, Path]:
     """Write ``lesions.nii.gz``, ``analysis.json`` and ``overview.png`` into a folder.
 
-    All three are made under temporary names first and renamed together. Results of the same scan are replaced.
+    All three are made under temporary names first. ``analysis.json`` is taken away first and comes back last: where it
+    lies, all three belong together. Results of the same scan are replaced.
 
     Args:
         analysis: what was found.
@@ -43,9 +44,8 @@ def write_results(
     folder = Path(folder)
     other = _scan_in(folder)
     if other not in (None, analysis.scan_id) and not overwrite:
-        raise ResultsError(
-            f"{folder} holds results of another scan ({other}): choose another folder, or overwrite them."
-        )
+        found = f"results of another scan ({other})" if other else "files of these names that are no results"
+        raise ResultsError(f"{folder} holds {found}: choose another folder, or --overwrite them.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as name:
@@ -53,16 +53,17 @@ def write_results(
             write_mask(scan.from_upright(analysis.lesions), scan, unfinished / "lesions.nii.gz")
             (unfinished / "analysis.json").write_text(json.dumps(analysis.to_dict(), indent=2) + "\n", encoding="utf-8")
             save_overview(analysis, unfinished / "overview.png")
+            (folder / "analysis.json").unlink(missing_ok=True)
             return {name: (unfinished / name).replace(folder / name) for name in FILES}
     except OSError as error:
         raise ResultsError(f"{folder} cannot be written ({error.strerror or error}): choose another folder.") from error
 
 
 def _scan_in(folder: Path) -> str | None:
-    """Id of the scan whose results lie in a folder, or None."""
+    """Id of the scan whose results lie in a folder, "" for other files of these names, None for neither."""
     try:
-        return json.loads((folder / "analysis.json").read_text(encoding="utf-8")).get("scan_id", "unknown")
+        return json.loads((folder / "analysis.json").read_text(encoding="utf-8")).get("scan_id", "")
     except (FileNotFoundError, NotADirectoryError):
-        return "unknown" if any((folder / name).exists() for name in FILES) else None
+        return "" if any((folder / name).exists() for name in FILES) else None
     except (OSError, ValueError, AttributeError):
-        return "unknown"
+        return ""

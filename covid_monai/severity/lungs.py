@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-__all__ = ["lung_mask", "touching_lung"]
+__all__ = ["lung_mask", "lung_sides", "touching_lung"]
 
 AIR_BELOW_HU = -400.0
 GRID_MM = 1.5
@@ -47,6 +47,18 @@ def lung_mask(hu: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray
     for z in np.flatnonzero(lungs.any(axis=(1, 2))):
         lungs[z] = _closed(lungs[z], radius)
     return lungs.repeat(step, axis=1).repeat(step, axis=2)[:, : hu.shape[1], : hu.shape[2]]
+
+
+def lung_sides(lungs: np.ndarray, hu: np.ndarray) -> tuple[int, int]:
+    """Voxels of the lungs right and left of the body's midline, the patient's right first.
+
+    Args:
+        lungs: (Z, H, W) bool, upright: the patient's right is on the left.
+        hu: (Z, H, W) in Hounsfield units; the midline is where half of its tissue lies on either side.
+    """
+    tissue = np.count_nonzero(hu[:, ::4] > AIR_BELOW_HU, axis=(0, 1)).cumsum()
+    middle = int(np.searchsorted(tissue, tissue[-1] / 2))
+    return int(np.count_nonzero(lungs[..., :middle])), int(np.count_nonzero(lungs[..., middle:]))
 
 
 def touching_lung(lesion: np.ndarray, lungs: np.ndarray) -> np.ndarray:

@@ -45,7 +45,7 @@ class TrackTraining:
     def _collect(self, engine: Engine) -> None:
         output: Any = engine.state.output
         first = output[0] if isinstance(output, list) else output  # each item of a decollated output has the loss
-        self._losses.append(float(first["loss"]))
+        self._losses.append(float(torch.as_tensor(first["loss"]).detach()))
 
     def _record(self, engine: Engine) -> None:
         metrics = {

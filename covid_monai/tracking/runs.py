@@ -31,10 +31,11 @@ logger = logging.getLogger(__name__)
 def git_commit() -> str | None:
     """Commit of the checkout this package runs from, with ``-dirty`` after changes; None outside a checkout."""
     here = Path(__file__).parent
+    own = ["ls-files", "--error-unmatch", Path(__file__).name]  # not of a repository that only surrounds an environment
     try:
-        commit, changes = (
+        _, commit, changes = (
             subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True).stdout.strip()
-            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+            for words in (own, ["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
         )
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -121,11 +122,6 @@ class TrackedRun:
         if self.run_id is not None:
             self.client.log_image(self.run_id, image, name)
 
-    def log_artifact(self, path: str | os.PathLike) -> None:
-        """Record a file as an artifact under its own name."""
-        if self.run_id is not None:
-            self.client.log_artifact(self.run_id, str(path))
-
     def log_tags(self, tags: Mapping[str, Any]) -> None:
         """Record tags; None values are left out."""
         if self.run_id is not None:
@@ -145,10 +141,16 @@ class TrackedRun:
             if "error" in self.client.get_run(self.run_id).data.tags:  # of the attempt that failed
                 self.client.delete_tag(self.run_id, "error")
             logger.info("continuing the MLflow run %s", self.run_id)
-        self.log_tags(self.tags)
+        self._log_new_tags()
         if self.record is not None:
             self.record.parent.mkdir(parents=True, exist_ok=True)
             self.record.write_text(json.dumps({"experiment": self.experiment, "run_id": self.run_id}) + "\n")
+
+    def _log_new_tags(self) -> None:
+        """Record the tags; those of a reopened run stay, and what has changed since is recorded beside them."""
+        there = self.client.get_run(self.run_id or "").data.tags
+        new = {key: value for key, value in self.tags.items() if value is not None and there.get(key) != str(value)}
+        self.log_tags({f"resumed_{key}" if key in there else key: value for key, value in new.items()})
 
     def _end(self, status: str) -> None:
         if self.run_id is not None:

@@ -42,6 +42,8 @@ class Checkpoints:
         evaluator: MONAI evaluator that a ``ValidationHandler`` of the trainer runs; None keeps the last weights.
         metric: name of the evaluator's metric to maximise.
         patience: epochs without improvement after which the training stops; None never stops.
+        identity: what makes this training another than the next (data, seed, network): a checkpoint in which any of it
+            differs is refused rather than continued.
         resume: continue from ``checkpoint.pt`` when it is there.
         write: False on processes other than the first, which load but do not write.
     """
@@ -54,6 +56,7 @@ class Checkpoints:
         evaluator: Engine | None = None,
         metric: str = "val_mean_dice",
         patience: int | None = None,
+        identity: Mapping[str, Any] | None = None,
         resume: bool = True,
         write: bool = True,
     ) -> None:
@@ -63,6 +66,7 @@ class Checkpoints:
         self.evaluator = evaluator
         self.metric = metric
         self.patience = patience
+        self.identity = {key: str(value) for key, value in (identity or {}).items()}
         self.resume = resume
         self.write = write
         self.best_score = float("-inf")
@@ -104,19 +108,25 @@ class Checkpoints:
             for name, part in self.state.items():
                 part.load_state_dict(saved["state"][name])
             self.best_score, self.best_epoch = saved["best_score"], saved["best_epoch"]
+            other = [key for key, value in self.identity.items() if saved["identity"].get(key) != value]
             trainer.state.epoch, trainer.state.iteration = saved["epoch"], saved["iteration"]
         except Exception as error:  # whatever foreign bytes or another network's state lead to
             raise ValueError(
                 f"{self.last_path} is no checkpoint of this training ({type(error).__name__}): "
                 "choose another folder, or set resume to false to begin anew."
             ) from error
+        if other:
+            raise ValueError(
+                f"{self.last_path} is of another training ({', '.join(other)} differ): "
+                "choose another folder, or set resume to false to begin anew."
+            )
         return saved["epoch"]
 
     def _epoch_completed(self, trainer: Engine) -> None:
         epoch = trainer.state.epoch
-        score = float(epoch) if self.evaluator is None else self.evaluator.state.metrics.get(self.metric)
-        if score is not None and float(score) > self.best_score:
-            self.best_score, self.best_epoch = float(score), epoch
+        score = self._score(trainer)
+        if score is not None and score > self.best_score:
+            self.best_score, self.best_epoch = score, epoch
             if self.write:
                 save_weights(self.network.state_dict(), self.best_path)
         if self.write:
@@ -127,12 +137,24 @@ class Checkpoints:
                     "iteration": trainer.state.iteration,
                     "best_score": self.best_score,
                     "best_epoch": self.best_epoch,
+                    "identity": self.identity,
                 },
                 self.last_path,
             )
         if score is not None and self._patience_is_over(epoch):
             logger.info("no better %s since epoch %d: stopping", self.metric, self.best_epoch)
             trainer.terminate()
+
+    def _score(self, trainer: Engine) -> float | None:
+        """Score of this epoch, None when it was not validated; the last epoch always is."""
+        epoch = trainer.state.epoch
+        if self.evaluator is None:
+            return float(epoch)
+        if self.evaluator.state.epoch != epoch:
+            if epoch != trainer.state.max_epochs:
+                return None
+            self.evaluator.run(epoch)  # type: ignore[arg-type]  # MONAI's evaluators take the epoch
+        return float(self.evaluator.state.metrics[self.metric])
 
     def _patience_is_over(self, epoch: int) -> bool:
         return self.patience is not None and epoch - self.best_epoch >= self.patience

@@ -131,7 +131,7 @@ class TestStages:
 
     def test_training(self, bundle):
         output = run(bundle, *TRAIN)
-        assert "training" in output  # the progress bar
+        assert "training [1/2]" in output  # the progress bar
         assert (bundle / "models" / "checkpoint.pt").is_file()
         load_weights(bundle / "models" / "model.pt")
         client, (training,) = tracked_runs(bundle)

@@ -138,7 +138,7 @@ def test_several_series_are_listed_and_chosen(tmp_path):
     assert str(fault.value) == (
         f"{tmp_path} holds 3 series: [1] localiser 'CHEST 1.0' (series number 1), 1 slice; "
         "[2] CT (series number 3), 6 slices; [3] CT 'Lung ... B70' (series number 4), 7 slices. "
-        "Choose one as series, by its number in [] or SeriesInstanceUID."
+        "Choose one with --series (series=), by its number in [] or SeriesInstanceUID."
     )
     for choice in (3, "3", "1.2.4"):
         assert read_ct(tmp_path, series=choice).shape == (12, 16, 7)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from monai.data import load_decathlon_datalist
 
+from covid_monai.datasets import prepare
 from covid_monai.datasets.datalist import (
     SIDES,
     Fingerprint,
@@ -18,6 +19,7 @@ from covid_monai.datasets.datalist import (
     fingerprint,
     hash_of,
     load_datalist,
+    load_side,
     portable_item,
     split_by_patient,
     write_json,
@@ -222,3 +224,15 @@ def test_pictures_are_found_in_natural_order(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DatasetError, match="holds no slice file"):
         pictures_by_stem(tmp_path / "empty")
+
+
+def test_a_side_has_absolute_paths_and_is_not_empty(tmp_path):
+    prepare("phantom", None, tmp_path / "list.json", patients=4, slices=2, size=32, healthy=0.0, testing=0.0)
+    items = load_side(tmp_path / "list.json", "training")
+    assert items and all(Path(item["image"]).is_file() for item in items)
+    with pytest.raises(DatasetError, match=r"has no testing slices: prepare it with `--option testing=SHARE`"):
+        load_side(tmp_path / "list.json", "testing")
+    with pytest.raises(DatasetError, match="has no side 'test': choose one of training, validation, testing"):
+        load_side(tmp_path / "list.json", "test")
+    with pytest.raises(DatasetError, match="cannot be read"):
+        load_side(tmp_path / "none.json", "training")

@@ -136,13 +136,56 @@ def test_the_same_image_under_two_names_on_two_sides_is_refused(source, tmp_path
         ("folder", {"colour": 1}, "folder has no option colour: it has patient, validation"),
         ("folder", {"patient": "("}, "is no regular expression"),
         ("folder", {"patient": "^z"}, "does not match slice p0_0"),
+        ("folder", {"patient": 1}, r"patient is 1, give a regular expression such as"),
+        ("folder", {"patient": "z*"}, "does not match slice p0_0"),
         ("folder", {"validation": 0.9, "testing": 0.1}, "leave nothing for training"),
+        ("folder", {"codes": 255}, r"codes is 255, give mask values and what they mean, such as \{255: 1\}: 0 backgr"),
+        ("folder", {"codes": {1: 999}}, r"codes is \{1: 999\}, give mask values .* 3 pleural effusion"),
+        ("folder", {"codes": {"255": 1}}, r"codes is \{'255': 1\}, give mask values"),
+        ("folder", {"codes": {255: [1]}}, r"codes is \{255: \[1\]\}, give mask values"),
+        ("folder", {"codes": {True: 1}}, r"codes is \{True: 1\}, give mask values"),
+        ("folder", {"hu_line": 1}, r"hu_line is 1, give \[slope, intercept\] with a slope above 0, such as \[1, 0\]"),
+        ("folder", {"hu_line": "10"}, r"hu_line is '10', give \[slope"),
+        ("folder", {"hu_line": [0, 0]}, r"hu_line is \[0, 0\], give \[slope"),
+        ("folder", {"hu_line": [1, 2, 3]}, r"hu_line is \[1, 2, 3\], give \[slope"),
+        ("folder", {"hu_line": [1, "0"]}, r"hu_line is \[1, '0'\], give \[slope"),
+        ("folder", {"hu_line": [True, 0]}, r"hu_line is \[True, 0\], give \[slope"),
+        ("folder", {"hu_line": [1, float("nan")]}, r"hu_line is \[1, nan\], give \[slope"),
+        ("folder", {"hu_line": [10**400, 0]}, r"hu_line is \[10+, 0\], give \[slope"),
     ],
 )
 def test_prepare_refuses_with_one_line(source, tmp_path, name, options, message):
     with pytest.raises(DatasetError, match=message) as caught:
         prepare(name, source, tmp_path / "list.json", **options)
     assert "\n" not in str(caught.value) and left_behind(tmp_path) == []
+
+
+def test_a_refusal_removes_the_folders_made_for_it_and_no_others(source, tmp_path):
+    with pytest.raises(DatasetError, match="does not match slice"):
+        prepare("folder", source, tmp_path / "a" / "b" / "list.json", patient="^z")
+    assert left_behind(tmp_path) == []
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(DatasetError, match="does not match slice"):
+        prepare("folder", source, tmp_path / "mine" / "b" / "list.json", patient="^z")
+    assert left_behind(tmp_path) == ["mine"] and not list((tmp_path / "mine").iterdir())
+    prepare("folder", source, tmp_path / "a" / "b" / "list.json")
+    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["list.json"]
+
+
+@pytest.mark.parametrize(("dtype", "stored"), [(bool, 1), (np.uint8, 255), (np.uint16, 1000)])
+def test_codes_are_translated_whatever_the_masks_type(source, tmp_path, dtype, stored):
+    for path in (source / "masks").iterdir():
+        save_slice((np.eye(4, 5) * stored).astype(dtype), path)
+    prepare("folder", source, tmp_path / "list.json", codes={stored: 2})
+    item = load_datalist(tmp_path / "list.json")["training"][0]
+    assert np.array_equal(read_slice(tmp_path / item["label"]), 2 * np.eye(4, 5))
+
+
+def test_values_that_codes_does_not_name_are_refused_not_wrapped(source, tmp_path):
+    save_slice(np.full((4, 5), 256, np.uint16), source / "masks" / "p1_0.png")  # 0 in eight bits
+    with pytest.raises(DatasetError, match=r"p1_0\.png holds values 256 that codes \{1: 2\} does not name: add them"):
+        prepare("folder", source, tmp_path / "list.json", codes={1: 2})
+    assert left_behind(tmp_path) == []
 
 
 def test_prepare_refuses_wrong_sources(source, tmp_path):

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+from pathlib import Path
 from typing import Any
 
 import nibabel as nib
@@ -171,6 +172,39 @@ def test_dicom_folder_must_be_empty(phantom, tmp_path):
     with pytest.raises(ValueError, match="is not an empty folder"):
         phantom.write_dicom(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["image.nii.gz", "lesions.nii.gz", "lungs.nii.gz", "truth.json"])
+def test_nifti_overwrites_nothing(phantom, tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(DatasetError, match=rf" holds {name} already: choose another folder or remove them$"):
+        phantom.write_nifti(tmp_path)
+    assert contents(tmp_path) == {name: b"mine"}
+
+
+@pytest.mark.parametrize("name", ["lesions.nii.gz", "lungs.nii.gz", "truth.json"])
+def test_truth_overwrites_nothing_and_no_series_is_put_beside_another_truth(phantom, tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(DatasetError, match=rf" holds {name} already: choose another folder or remove them$"):
+        phantom.write_truth(tmp_path)
+    with pytest.raises(DatasetError, match=rf" holds {name} already"):
+        phantom.write_dicom(tmp_path / "dicom")
+    assert contents(tmp_path) == {name: b"mine"}
+
+
+def test_a_write_that_fails_leaves_no_part(phantom, tmp_path, monkeypatch):
+    def disk_full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "notes.txt").write_text("mine")
+    monkeypatch.setattr(Path, "write_text", disk_full)  # of truth.json, the last file
+    with pytest.raises(OSError, match="No space left"):
+        phantom.write_nifti(tmp_path)
+    assert contents(tmp_path) == {"notes.txt": b"mine"}
 
 
 def test_data_set_splits_phantoms_by_patient(tmp_path):

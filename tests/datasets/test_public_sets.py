@@ -51,10 +51,19 @@ def test_a_volume_of_any_orientation_comes_out_upright(axes, tmp_path_factory):
     assert np.array_equal(read_upright(folder / "ct.nii.gz", axes).slices, volume)
 
 
-@pytest.mark.parametrize("axes", ["LP", "LLS", "LRS", "XYZ", "lps", "LPSI"])
+@pytest.mark.parametrize("axes", ["", "LP", "LLS", "LRS", "XYZ", "lps", "LPSI", 3, ["L", "P", "S"]])
 def test_axes_that_are_none_are_refused(axes):
     with pytest.raises(DatasetError, match="one letter each of R/L, A/P and S/I"):
         to_upright(np.zeros((2, 2, 2)), nib.Nifti1Image(np.zeros((2, 2, 2)), np.eye(4)), axes)
+
+
+@pytest.mark.parametrize("name", ["medseg_sirm100", "medseg_radiopaedia9"])
+@pytest.mark.parametrize("axes", [3, "XYZ"])
+def test_wrong_axes_are_refused_before_anything_is_read(name, axes, tmp_path):
+    (tmp_path / "source").mkdir()
+    with pytest.raises(DatasetError, match=rf"^axes is {axes!r}: expected one letter each of .*, such as LPS$"):
+        prepare(name, tmp_path / "source", tmp_path / "list.json", axes=axes)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
 def test_masks_off_their_image_are_refused(tmp_path):
@@ -97,6 +106,22 @@ def test_medseg_nifti_pair(tmp_path, axes, code):
     assert np.array_equal(read_slice(tmp_path / item["image"]), IMAGE + 3 * 18 + 1024)
     assert np.array_equal(read_slice(tmp_path / item["label"]), MASK)
     assert item["hu_line"] == [1.0, -1024.0] and item["patient"] is None
+
+
+@pytest.mark.parametrize("axes", ["LPS", "LPI"])
+def test_medseg_axes_turn_slices_and_keep_their_numbers(tmp_path, axes):
+    images, masks = medseg_stack()
+    save_nifti(images, "LPS", tmp_path / "tr_im.nii.gz")
+    save_nifti(masks, "LPS", tmp_path / "tr_mask.nii.gz")
+    prepare("medseg_sirm100", tmp_path, tmp_path / "list.json", axes=axes)
+    item = load_datalist(tmp_path / "list.json")["testing"][4]
+    assert item["id"] == "medseg_sirm100/018"
+    assert np.array_equal(read_slice(tmp_path / item["image"]), IMAGE + 3 * 18 + 1024)
+
+
+def test_medseg_refuses_axes_that_stack_slices_in_plane(tmp_path):
+    with pytest.raises(DatasetError, match=r"axes is 'LSP': the third is that of the slices, S or I, such as LPS"):
+        prepare("medseg_sirm100", tmp_path, tmp_path / "list.json", axes="LSP")
 
 
 def test_medseg_refuses_another_number_of_slices_and_a_missing_mask(tmp_path):
@@ -258,6 +283,8 @@ def test_radiopaedia_slice_form_refuses(radiopaedia_slices, tmp_path):
     out = tmp_path / "list.json"
     with pytest.raises(DatasetError, match=r"no volume \[10\] to validate on"):
         prepare("medseg_radiopaedia9", radiopaedia_slices, out, validation=[10])
+    with pytest.raises(DatasetError, match=r"no volume \[\[1\], 'a', True\] to validate on: there are 1\.\.9"):
+        prepare("medseg_radiopaedia9", radiopaedia_slices, out, validation=[[1], "a", True, 5])
     (radiopaedia_slices / "lung_masks" / "v3_z002.png").unlink()
     with pytest.raises(LayoutError, match=r"slice v3_z002, which index\.csv names"):
         prepare("medseg_radiopaedia9", radiopaedia_slices, out)

@@ -33,5 +33,5 @@ def test_a_new_encoder_is_one_entry(monkeypatch):
 
 
 def test_unknown_encoder_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"'vgg16'; choose one of res2net50, resnet18, resnet50"):
+    with pytest.raises(ValueError, match=r"'vgg16'; choose one of res2net50, resnet18_narrow, resnet50"):
         build_encoder("vgg16", 1)

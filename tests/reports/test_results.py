@@ -196,7 +196,7 @@ def test_files_of_unknown_origin_are_not_overwritten(
     analysis: Analysis, scan: CTScan, tmp_path: Path, name: str, content: str
 ):
     (tmp_path / name).write_text(content)
-    with pytest.raises(ResultsError, match=r"another scan \(unknown\)"):
+    with pytest.raises(ResultsError, match=r"of these names that are no results"):
         write_results(analysis, scan, tmp_path)
     assert contents(tmp_path) == {name: content.encode()}
     write_results(analysis, scan, tmp_path, overwrite=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Engine, Events, State
 from ignite.handlers import EMAHandler
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator, SupervisedTrainer
@@ -151,7 +151,7 @@ def test_other_seeds_give_another_run(unbroken: Training, tmp_path: Path, monkey
 
 def test_a_checkpoint_holds_what_it_says(unbroken: Training):
     last = torch.load(unbroken.checkpoints.last_path, weights_only=True)
-    assert last.keys() == {"state", "epoch", "iteration", "best_score", "best_epoch"}
+    assert last.keys() == {"state", "epoch", "iteration", "best_score", "best_epoch", "identity"}
     assert last["state"].keys() == {"result", "network", "optimizer", "scheduler"}
     assert (last["epoch"], last["iteration"]) == (EPOCHS, 3 * EPOCHS)
     assert torch.equal(last["state"]["network"]["0.weight"], unbroken.network[0].weight)
@@ -162,6 +162,19 @@ def test_a_checkpoint_holds_what_it_says(unbroken: Training):
 # best weights and patience, with scores from a script ----------------------------------------------------------------
 
 
+class Validation:
+    """What `Checkpoints` sees of a MONAI evaluator; run by itself it gives the score of the last epoch's own run."""
+
+    def __init__(self) -> None:
+        self.state = State(epoch=0, metrics={})
+        self.runs: list[int] = []
+
+    def run(self, epoch: int) -> None:
+        self.runs.append(epoch)
+        self.state.epoch = epoch
+        self.state.metrics["val_mean_dice"] = 0.55
+
+
 class Scripted:
     """A training whose validation gives the scores of a script and whose only weight is the epoch's number."""
 
@@ -169,7 +182,7 @@ class Scripted:
         self, folder: Path, scores: Sequence[float | None], max_epochs: int | None = None, **options: Any
     ) -> None:
         self.network = nn.Linear(1, 1, bias=False)
-        self.evaluator = Engine(lambda engine, batch: None)
+        self.evaluator = Validation()
         self.epochs: list[int] = []
         self.scores = scores
         optimizer = torch.optim.SGD(self.network.parameters(), lr=0.0)
@@ -191,6 +204,7 @@ class Scripted:
         nn.init.constant_(self.network.weight, float(trainer.state.epoch))
         score = self.scores[trainer.state.epoch - 1]
         if score is not None:
+            self.evaluator.state.epoch = trainer.state.epoch
             self.evaluator.state.metrics["val_mean_dice"] = score
 
     def run(self) -> "Scripted":
@@ -219,6 +233,23 @@ def test_the_best_weights_are_those_of_the_best_epoch(tmp_path: Path, scores: li
     assert best(tmp_path) == expected
     assert training.checkpoints.best_epoch == expected
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["state"]["result"]["weight"].item() == len(scores)
+
+
+def test_the_last_epoch_is_always_validated(tmp_path: Path):
+    training = Scripted(tmp_path, [None, 0.5, None]).run()
+    assert training.evaluator.runs == [3]
+    assert best(tmp_path) == 3  # 0.55 from the run of its own
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path):
+    Scripted(tmp_path, [0.5, 0.6], 1, identity={"data_hash": "a", "size": [192, 256]}).run()
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    other = Scripted(tmp_path, [0.5, 0.6], identity={"data_hash": "b", "size": [192, 256]})
+    with pytest.raises(ValueError, match=r"is of another training \(data_hash differ\): choose another folder"):
+        other.run()
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    same = Scripted(tmp_path, [0.5, 0.6], identity={"data_hash": "a", "size": [192, 256]}).run()
+    assert same.epochs == [2]
 
 
 def test_another_metric_may_decide(tmp_path: Path):
