@@ -145,6 +145,23 @@ def test_implausible_lung_volumes_are_warned_of(spacing: float, warned: bool):
     assert any("not plausible" in warning for warning in warnings) == warned
 
 
+def test_a_lung_that_the_threshold_misses_is_warned_of():
+    """A consolidated lung is as dense as the chest wall: its share would silently be that of the other lung."""
+    assert not any("of the other's volume" in w for w in analyse(boxed(boxes()), segmenter(size=(64, 64))).warnings)
+    hu = boxes()
+    hu[1:11, 12:52, 36:56] = 40  # the left one
+    warnings = analyse(boxed(hu), segmenter(size=(64, 64))).warnings
+    assert any(warning.startswith("The left lung has 0 % of the other's volume") for warning in warnings)
+
+
+def test_lesions_drawn_out_of_the_chest_are_warned_of():
+    assert not any("outside the lungs" in w for w in analyse(boxed(boxes()), segmenter(size=(64, 64))).warnings)
+    hu = boxes()
+    hu[3:9, 48:60, 12:22] = -400  # 10 of its 12 rows lie behind the lung
+    warnings = analyse(boxed(hu), segmenter(size=(64, 64))).warnings
+    assert any("of the lesion volume lies outside the lungs that the threshold found" in w for w in warnings)
+
+
 def test_warnings_of_the_scan_are_handed_on():
     found = analyse(boxed(boxes(), warnings=["Slices are thick."]), segmenter(size=(64, 64)))
     assert found.warnings[0] == "Slices are thick."

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from covid_monai.datasets.phantom import Phantom, upright
-from covid_monai.severity import dice, lung_mask, touching_lung
+from covid_monai.severity import dice, lung_mask, lung_sides, touching_lung
 
 AIR, LUNG, TISSUE = -1000.0, -850.0, 40.0
 SIZE_MM = np.array([240.0, 300.0, 360.0])  # of the scan, along Z, H and W
@@ -196,3 +196,11 @@ def test_only_outside_the_lungs_is_something_dropped(lesion: np.ndarray, lungs: 
     assert np.isin(kept[~lungs], 0).sum() >= np.isin(lesion[~lungs], 0).sum()
     assert (kept[kept != 0] == lesion[kept != 0]).all()
     assert np.array_equal(touching_lung(kept, lungs), kept)
+
+
+def test_sides_are_counted_from_the_midline_of_the_body():
+    hu, lungs, mm = chest()
+    right, left = lungs & (mm[2] < 0), lungs & (mm[2] > 0)
+    assert lung_sides(lungs, hu) == (int(right.sum()), int(left.sum()))
+    assert lung_sides(right, hu) == (int(right.sum()), 0)
+    assert lung_sides(left, np.roll(hu, 3, axis=2)) == (0, int(left.sum()))  # the body may lie off the centre
