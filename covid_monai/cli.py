@@ -32,7 +32,7 @@ ANALYSE = """\
 Segment the lesions of chest CT scans and measure them.
 
 INPUT is a folder with a DICOM series, a NIfTI file (.nii, .nii.gz), a slice image, or a folder of slice images
-(PNG, JPEG, TIFF) named from inferior to superior. For each scan these files are written, whole or not at all:
+(PNG, JPEG, TIFF) named from inferior to superior. For each scan these files are written, analysis.json last:
 
   lesions.nii.gz  lesion mask (0 background, 1 lesion) on the scan's own grid
   analysis.json   figures, what ran (versions, SHA-256 of the weights) and warnings
