@@ -88,10 +88,10 @@ class ValueRange:
             The unit, and a warning when it is a guess.
 
         Raises:
-            ImplausibleValues: all values lie in 0..1.
+            ImplausibleValues: all values lie in 0..10.
         """
         found = f"{self.low:g} to {self.high:g}"
-        if self.low >= 0 and self.high <= 1:
+        if self.low >= 0 and self.high <= 10:
             raise ImplausibleValues(
                 f"{self.where} holds values from {found} only, a mask or a rescaled image: give the CT in HU."
             )

@@ -158,9 +158,11 @@ def test_grey_levels(low, high, units, tmp_path):
     assert len(scan.warnings) == 1 and scan.warnings[0].startswith(start)
 
 
-@pytest.mark.parametrize("array", [np.eye(6)[:, :5, None] * np.ones(4), np.zeros((6, 5, 4))])
+@pytest.mark.parametrize(
+    "array", [np.eye(6)[:, :5, None] * np.ones(4), np.zeros((6, 5, 4)), 2 * np.eye(6)[:, :5, None] * np.ones(4)]
+)
 def test_a_mask_is_no_scan(array, tmp_path):
-    with pytest.raises(ct.ImplausibleValues, match=r"values from 0 to [01] only, a mask or a rescaled image"):
+    with pytest.raises(ct.ImplausibleValues, match=r"values from 0 to [012] only, a mask or a rescaled image"):
         read_ct(save(tmp_path / "ct.nii.gz", array.astype(np.uint8)))
 
 
