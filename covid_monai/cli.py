@@ -155,11 +155,12 @@ def _complain(line: str) -> None:
 
 
 def _analyse(options: argparse.Namespace) -> int:
+    if options.output.exists() and not options.output.is_dir():
+        raise ValueError(f"{options.output} is no folder: give --output a new folder or one for the results.")
+    from covid_monai.analysis import NOTICE
     from covid_monai.inference import LesionSegmenter
 
     segmenter = LesionSegmenter.from_bundle(options.bundle or default_bundle(), options.device)
-    if options.output.exists() and not options.output.is_dir():
-        raise ValueError(f"{options.output} is no folder: give --output a new folder or one for the results.")
     failures: list[str] = []
     written: set[Path] = set()
     for number, path in enumerate(options.input, start=1):
@@ -174,7 +175,7 @@ def _analyse(options: argparse.Namespace) -> int:
                 f"{path}: {error}" if known else f"{path}: {type(error).__name__}: {error} (see --traceback)"
             )
             _complain(failures[-1])
-    print("Research use only, not a medical device.")
+    print(NOTICE)
     if failures and len(options.input) > 1:
         _complain(f"{len(failures)} of {len(options.input)} inputs could not be analysed:")
         for failure in failures:

@@ -12,6 +12,7 @@ from monai.utils import TransformBackends, convert_to_dst_type, convert_to_numpy
 from scipy import ndimage
 
 __all__ = [
+    "BOX_SLICES",
     "CropBody",
     "CropBodyD",
     "CropBodyDict",

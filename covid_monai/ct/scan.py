@@ -18,6 +18,16 @@ from covid_monai.ct.checks import Units, check_affine
 _UPRIGHT = axcodes2ornt(("S", "P", "L"))
 
 
+def upright_view(array: np.ndarray, orientation: np.ndarray) -> np.ndarray:
+    """Turn an array (X, Y, Z) into upright slices (Z, H, W), a view, see :py:meth:`CTScan.upright`.
+
+    Args:
+        array: of any type.
+        orientation: where its axes point, as ``nibabel.orientations.io_orientation`` gives it.
+    """
+    return apply_orientation(array, ornt_transform(orientation, _UPRIGHT))
+
+
 @dataclass(frozen=True)
 class SourceFacts:
     """Where a scan comes from, as far as it matters for reading it. Holds no patient data, date, free text or path.
@@ -137,7 +147,7 @@ class CTScan:
             patient's right to left, along the own axes closest to these directions. A view without a copy; its
             strides may be negative, so copy a slice (``np.ascontiguousarray``) before torch takes it.
         """
-        return apply_orientation(self.volume[0].numpy(), ornt_transform(io_orientation(self.affine), _UPRIGHT))
+        return upright_view(self.volume[0].numpy(), io_orientation(self.affine))
 
     def from_upright(self, array: np.ndarray) -> np.ndarray:
         """Put an upright array, e.g. a mask, back on the scan's own grid.

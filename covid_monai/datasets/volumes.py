@@ -7,15 +7,14 @@ from typing import Any, NamedTuple
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
-from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
+from nibabel.orientations import axcodes2ornt, io_orientation
 
 from covid_monai.ct import CTReadError, read_ct
 from covid_monai.ct.checks import ValueRange
+from covid_monai.ct.scan import upright_view
 from covid_monai.datasets.datalist import Item
 from covid_monai.datasets.faults import DatasetError, LayoutError
 from covid_monai.datasets.slices import save_slice
-
-_UPRIGHT = axcodes2ornt(("S", "P", "L"))
 
 
 class UprightVolume(NamedTuple):
@@ -89,7 +88,7 @@ def to_upright(array: np.ndarray, image: nib.Nifti1Image, axes: str | None = Non
     """
     check_axes(axes)
     stored = io_orientation(image.affine) if axes is None else axcodes2ornt(tuple(axes))
-    return apply_orientation(array, ornt_transform(stored, _UPRIGHT))
+    return upright_view(array, stored)
 
 
 def read_upright(path: Path, axes: str | None = None) -> UprightVolume:

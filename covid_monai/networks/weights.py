@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,8 @@ class WeightsError(ValueError):
 
 def save_atomically(state: Any, path: str | os.PathLike) -> None:
     """``torch.save`` to a temporary name, then rename: a kill leaves the old file or the new one, never half of one."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
-    try:
+    with _replaced(Path(path)) as temporary:
         torch.save(state, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_weights(state_dict: dict[str, torch.Tensor], path: str | os.PathLike) -> str:
@@ -38,17 +34,13 @@ def save_weights(state_dict: dict[str, torch.Tensor], path: str | os.PathLike) -
         The SHA-256 in hexadecimal.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    record, temporary = _record(path), _temporary(path)
-    try:
+    record = _record(path)
+    with _replaced(path) as temporary:
         torch.save(state_dict, temporary)
         digest = weights_sha256(temporary)
         line = f"{digest}  {path.name}\n"
         _write(record, line + (record.read_text() if record.is_file() else ""))
-        temporary.replace(path)
-        _write(record, line)
-    finally:
-        temporary.unlink(missing_ok=True)
+    _write(record, line)
     return digest
 
 
@@ -95,12 +87,18 @@ def _record(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}")
-
-
 def _write(path: Path, text: str) -> None:
-    """Write a text whole or not at all."""
-    temporary = _temporary(path)
-    temporary.write_text(text)
-    temporary.replace(path)
+    with _replaced(path) as temporary:
+        temporary.write_text(text)
+
+
+@contextmanager
+def _replaced(path: Path) -> Iterator[Path]:
+    """A temporary file to write; it takes the place of ``path`` when the block ends well and goes when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

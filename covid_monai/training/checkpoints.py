@@ -105,11 +105,12 @@ class Checkpoints:
         """Restore everything from the last checkpoint and return its epoch."""
         try:
             saved = torch.load(self.last_path, map_location="cpu", weights_only=True)
-            for name, part in self.state.items():
-                part.load_state_dict(saved["state"][name])
-            self.best_score, self.best_epoch = saved["best_score"], saved["best_epoch"]
             other = [key for key, value in self.identity.items() if saved["identity"].get(key) != value]
-            trainer.state.epoch, trainer.state.iteration = saved["epoch"], saved["iteration"]
+            if not other:  # nothing of another training is loaded
+                for name, part in self.state.items():
+                    part.load_state_dict(saved["state"][name])
+                self.best_score, self.best_epoch = saved["best_score"], saved["best_epoch"]
+                trainer.state.epoch, trainer.state.iteration = saved["epoch"], saved["iteration"]
         except Exception as error:  # whatever foreign bytes or another network's state lead to
             raise ValueError(
                 f"{self.last_path} is no checkpoint of this training ({type(error).__name__}): "
