@@ -5,6 +5,7 @@ Channel-first torch tensors, MetaTensors and numpy arrays are accepted and their
 the input is never changed. Only the crop gives what MONAI's crops give: a (Meta)Tensor of the input's number type.
 """
 
+from .cell_mask import RandCellMask, RandCellMaskD, RandCellMaskd, RandCellMaskDict
 from .cutout import RandCutout, RandCutoutD, RandCutoutd, RandCutoutDict
 from .edges import EdgeMap, EdgeMapD, EdgeMapd, EdgeMapDict
 from .harmonisation import estimate_hu_line
@@ -18,6 +19,7 @@ from .intensity import (
     LungWindowd,
     LungWindowDict,
 )
+from .lesion_codes import LesionCodes, LesionCodesD, LesionCodesd, LesionCodesDict
 from .masking import (
     BOX_SLICES,
     CropBody,
@@ -45,6 +47,10 @@ __all__ = [
     "GreyToHUD",
     "GreyToHUDict",
     "GreyToHUd",
+    "LesionCodes",
+    "LesionCodesD",
+    "LesionCodesDict",
+    "LesionCodesd",
     "LungWindow",
     "LungWindowD",
     "LungWindowDict",
@@ -53,6 +59,10 @@ __all__ = [
     "MaskLungD",
     "MaskLungDict",
     "MaskLungd",
+    "RandCellMask",
+    "RandCellMaskD",
+    "RandCellMaskDict",
+    "RandCellMaskd",
     "RandCutout",
     "RandCutoutD",
     "RandCutoutDict",

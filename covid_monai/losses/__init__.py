@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses: segmentation of one map and Inf-Net's total."""
+"""Losses: segmentation of one map and the networks' totals, and inpainting with the coach's."""
 
-from covid_monai.losses.segmentation import InfNetLoss, SegmentationLoss
+from covid_monai.losses.inpainting import CoachLoss, InpaintingLoss
+from covid_monai.losses.segmentation import InfNetLoss, MultiInfNetLoss, SegmentationLoss
 
-__all__ = ["InfNetLoss", "SegmentationLoss"]
+__all__ = ["CoachLoss", "InfNetLoss", "InpaintingLoss", "MultiInfNetLoss", "SegmentationLoss"]

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from covid_monai.networks.encoders import build_encoder
+from covid_monai.networks.inpainting import OutputModule, initialise, state_faults
 
 __all__ = ["InfNet", "InfNetMaps"]
 
@@ -25,7 +26,7 @@ GUIDANCE = 64
 
 
 class InfNetMaps(NamedTuple):
-    """Inf-Net's five maps, logits ``(B, 1, H, W)`` of the image's size.
+    """Inf-Net's five maps, logits of the image's size: ``(B, out_channels, H, W)``, the edge map ``(B, 1, H, W)``.
 
     ``s_g`` is the global map; ``s_5``, ``s_4`` and ``s_3`` refine it in turn at strides 32, 16 and 8; ``edge`` is the
     lesions' outline. ``s_3`` is the prediction.
@@ -38,8 +39,8 @@ class InfNetMaps(NamedTuple):
     edge: torch.Tensor
 
 
-def _pad(x: torch.Tensor, multiple: int = 32) -> torch.Tensor:
-    """Repeat the last row and column until both sides are multiples of the encoder's coarsest stride."""
+def pad_to(x: torch.Tensor, multiple: int) -> torch.Tensor:
+    """Repeat the last row and column until both sides are multiples of a network's coarsest stride."""
     bottom = (multiple - x.shape[-2] % multiple) % multiple
     right = (multiple - x.shape[-1] % multiple) % multiple
     return F.pad(x, (0, right, 0, bottom), mode="replicate")
@@ -92,11 +93,12 @@ class _ReceptiveField(nn.Module):
         return F.relu(self.fuse(torch.cat([branch(x) for branch in self.branches], 1)) + self.shortcut(x))
 
 
-class _PartialDecoder(nn.Module):
+class _PartialDecoder(OutputModule):
     """Parallel partial decoder: three features, each gated by those coarser than it, merged into the global map."""
 
-    def __init__(self) -> None:
+    def __init__(self, out_channels: int) -> None:
         super().__init__()
+        self.out_channels = out_channels
         self.gate_4_to_3 = _ConvNorm(WIDTH, WIDTH, 3)
         self.gate_4_to_2 = _ConvNorm(WIDTH, WIDTH, 3)
         self.gate_3_to_2 = _ConvNorm(WIDTH, WIDTH, 3)
@@ -105,7 +107,10 @@ class _PartialDecoder(nn.Module):
         self.merge_3 = _ConvNorm(2 * WIDTH, 2 * WIDTH, 3)
         self.merge_2 = _ConvNorm(3 * WIDTH, 3 * WIDTH, 3)
         self.refine = _ConvNorm(3 * WIDTH, 3 * WIDTH, 3)
-        self.head = nn.Conv2d(3 * WIDTH, 1, 1)
+        self.head = self.segmentation_head()
+
+    def segmentation_head(self) -> nn.Module:
+        return nn.Conv2d(3 * WIDTH, self.out_channels, 1)
 
     def forward(self, f2: torch.Tensor, f3: torch.Tensor, f4: torch.Tensor) -> torch.Tensor:
         f4_up = _double(f4, f3)
@@ -116,7 +121,7 @@ class _PartialDecoder(nn.Module):
         return self.head(self.refine(merged_2))
 
 
-class _EdgeBranch(nn.Module):
+class _EdgeBranch(OutputModule):
     """Edge guidance from the finest feature, and the edge map read from it."""
 
     def __init__(self, in_channels: int) -> None:
@@ -124,27 +129,42 @@ class _EdgeBranch(nn.Module):
         self.guidance = nn.Sequential(
             _ConvNorm(in_channels, GUIDANCE, 1), _ConvNorm(GUIDANCE, GUIDANCE, 3), _ConvNorm(GUIDANCE, GUIDANCE, 3)
         )
-        self.head = _ConvNorm(GUIDANCE, 1, 3)
+        self.head = self.segmentation_head()
+
+    def segmentation_head(self) -> nn.Module:
+        return _ConvNorm(GUIDANCE, 1, 3)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         guidance = self.guidance(x)
         return guidance, self.head(guidance)
 
 
-class _ReverseAttention(nn.Module):
-    """Look again where the coarser map saw nothing: the feature times one minus that map, with edge guidance."""
+class _ReverseAttention(OutputModule):
+    """Look again where the coarser map saw nothing: the feature times one minus that map, with edge guidance.
 
-    def __init__(self, in_channels: int, width: int, kernel: int, depth: int, head_kernel: int) -> None:
+    Of a map of classes it is the probability of class 0, the background, that says where nothing was seen.
+    """
+
+    def __init__(
+        self, in_channels: int, width: int, out_channels: int, kernel: int, depth: int, head_kernel: int
+    ) -> None:
         super().__init__()
+        self.width = width
+        self.out_channels = out_channels
+        self.head_kernel = head_kernel
         self.reduce = _ConvNorm(in_channels, width, 1)
         self.convs = nn.ModuleList(
             _ConvNorm(width + GUIDANCE if i == 0 else width, width, kernel) for i in range(depth)
         )
-        self.head = _ConvNorm(width, 1, head_kernel)
+        self.head = self.segmentation_head()
+
+    def segmentation_head(self) -> nn.Module:
+        return _ConvNorm(self.width, self.out_channels, self.head_kernel)
 
     def forward(self, feature: torch.Tensor, coarser: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
         coarser = _resize(coarser, feature)
-        x = self.reduce((1 - torch.sigmoid(coarser)) * feature)
+        unseen = 1 - torch.sigmoid(coarser) if coarser.shape[1] == 1 else torch.softmax(coarser, 1)[:, :1]
+        x = self.reduce(unseen * feature)
         x = torch.cat([x, _resize(guidance, feature)], 1)
         for conv in self.convs:
             x = F.relu(conv(x))
@@ -152,15 +172,20 @@ class _ReverseAttention(nn.Module):
 
 
 class InfNet(nn.Module):
-    """Inf-Net, infected or not for each pixel of a CT slice.
+    """Inf-Net: for each pixel of a CT slice infected or not, or one of several classes.
 
     Slices of any size are taken: right and bottom are padded (edge values repeated) to a multiple of 32, and the maps
     cropped back. The coarsest reverse attention has an eighth of the encoder's last channels: 256, as published, after
     Res2Net-50 and ResNet-50, fewer after a light encoder.
 
     Args:
-        in_channels: 1, or 3 for weights trained on grey slices repeated as colours.
+        in_channels: 1; 2 for a slice and a prior; or 3 for weights trained on grey slices repeated as colours.
         encoder: a name in :data:`covid_monai.networks.encoders.ENCODERS`.
+        out_channels: 1 for the infection's logit, or the number of classes, class 0 being the background. Reverse
+            attention then looks where the coarser map's softmax says background.
+
+    Attributes:
+        feature_channels: channels of :meth:`features`.
 
     Raises:
         ValueError: for other channel counts or an unknown encoder.
@@ -173,24 +198,29 @@ class InfNet(nn.Module):
         torch.Size([2, 1, 70, 64])
     """
 
-    def __init__(self, in_channels: int = 1, encoder: str = "resnet18_narrow") -> None:
+    def __init__(self, in_channels: int = 1, encoder: str = "resnet18_narrow", out_channels: int = 1) -> None:
         super().__init__()
-        if in_channels not in (1, 3):
-            raise ValueError(f"in_channels is {in_channels}; Inf-Net takes slices of 1 or 3 channels")
+        if in_channels not in (1, 2, 3):
+            raise ValueError(f"in_channels is {in_channels}; Inf-Net takes slices of 1, 2 or 3 channels")
+        if out_channels < 1:
+            raise ValueError(f"out_channels is {out_channels}; ask for 1, or the number of classes with background")
         self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.stride = 32
         self.encoder = build_encoder(encoder, in_channels)
         c1, c2, c3, c4 = self.encoder.channels
+        self.feature_channels = c4
         self.rfb2 = _ReceptiveField(c2)
         self.rfb3 = _ReceptiveField(c3)
         self.rfb4 = _ReceptiveField(c4)
-        self.decoder = _PartialDecoder()
+        self.decoder = _PartialDecoder(out_channels)
         self.edge = _EdgeBranch(c1)
-        self.reverse4 = _ReverseAttention(c4, c4 // 8, kernel=5, depth=3, head_kernel=1)
-        self.reverse3 = _ReverseAttention(c3, GUIDANCE, kernel=3, depth=2, head_kernel=3)
-        self.reverse2 = _ReverseAttention(c2, GUIDANCE, kernel=3, depth=2, head_kernel=3)
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Conv2d) and not name.startswith("encoder."):
-                nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+        self.reverse4 = _ReverseAttention(c4, c4 // 8, out_channels, kernel=5, depth=3, head_kernel=1)
+        self.reverse3 = _ReverseAttention(c3, GUIDANCE, out_channels, kernel=3, depth=2, head_kernel=3)
+        self.reverse2 = _ReverseAttention(c2, GUIDANCE, out_channels, kernel=3, depth=2, head_kernel=3)
+        for name, module in self.named_children():
+            if name != "encoder":
+                initialise(module)
 
     def forward(self, x: torch.Tensor) -> InfNetMaps | torch.Tensor:
         """Segment slices.
@@ -199,12 +229,12 @@ class InfNet(nn.Module):
             x: slices ``(B, C, H, W)`` in [0, 1].
 
         Returns:
-            In training mode the five maps, otherwise the prediction ``s_3`` alone, logits ``(B, 1, H, W)``.
+            In training mode the five maps, otherwise the prediction ``s_3`` alone, logits ``(B, out_channels, H, W)``.
         """
         if self.training:
             return self.maps(x)
         self._check(x)
-        padded = _pad(x)
+        padded = pad_to(x, self.stride)
         return _restore(self._strided_maps(padded).s_3, padded, x)
 
     @torch.jit.export
@@ -215,7 +245,7 @@ class InfNet(nn.Module):
             x: slices ``(B, C, H, W)`` in [0, 1].
         """
         self._check(x)
-        padded = _pad(x)
+        padded = pad_to(x, self.stride)
         maps = self._strided_maps(padded)
         return InfNetMaps(
             _restore(maps.s_g, padded, x),
@@ -224,6 +254,18 @@ class InfNet(nn.Module):
             _restore(maps.s_3, padded, x),
             _restore(maps.edge, padded, x),
         )
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute the encoder's deepest feature, for pretexts that need no map.
+
+        Args:
+            x: slices ``(B, C, H, W)`` in [0, 1].
+
+        Returns:
+            ``(B, feature_channels, h, w)``, h and w a 32nd of the sides, rounded up.
+        """
+        self._check(x)
+        return self.encoder(pad_to(x, self.stride))[3]
 
     def _check(self, x: torch.Tensor) -> None:
         if not torch.jit.is_tracing() and (x.ndim != 4 or x.shape[1] != self.in_channels):
@@ -266,15 +308,9 @@ class InfNet(nn.Module):
         net = cls(in_channels=state[_PUBLISHED_STEMS[encoder]].shape[1], encoder=encoder)
         own = net.state_dict()
         names = {name: _published_name(name) for name in own}
-        used = {key for key in state if not key.startswith("resnet.fc.")}
-        faults = {
-            "missing": [key for key in names.values() if key not in used],
-            "unexpected": sorted(used.difference(names.values())),
-            "of another shape": [k for n, k in names.items() if k in used and state[k].shape != own[n].shape],
-        }
-        if any(faults.values()):
-            found = "; ".join(f"{fault}: {_shorten(keys)}" for fault, keys in faults.items() if keys)
-            raise ValueError(f"the checkpoint is not a published Inf-Net with encoder {encoder}: {found}")
+        used = {key: tensor for key, tensor in state.items() if not key.startswith("resnet.fc.")}
+        if faults := state_faults({names[name]: tensor for name, tensor in own.items()}, used):
+            raise ValueError(f"the checkpoint is not a published Inf-Net with encoder {encoder}: {faults}")
         net.load_state_dict({name: state[key] for name, key in names.items()})
         return net
 
@@ -326,8 +362,3 @@ def _load(path: str | os.PathLike[str]) -> Any:
     except Exception as error:  # the unpickler raises whatever foreign bytes lead it to
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{os.fspath(path)} is not a file of plain tensors: {reason}") from error
-
-
-def _shorten(keys: list[str], shown: int = 5) -> str:
-    more = f" and {len(keys) - shown} more" if len(keys) > shown else ""
-    return ", ".join(keys[:shown]) + more

@@ -8,11 +8,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["WeightsError", "load_weights", "save_atomically", "save_weights", "weights_sha256"]
+__all__ = ["WeightsError", "load_network", "load_weights", "save_atomically", "save_weights", "weights_sha256"]
+
+Network = TypeVar("Network", bound=torch.nn.Module)
 
 
 class WeightsError(ValueError):
@@ -72,6 +74,19 @@ def load_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise WeightsError(f"{path} holds other things than a network's tensors: restore it.")
     return state
+
+
+def load_network(network: Network, path: str | os.PathLike) -> Network:
+    """Load a weights file into a network, whole, and return the network.
+
+    Raises:
+        WeightsError: as :func:`load_weights`, or when the weights are not those of this network.
+    """
+    try:
+        network.load_state_dict(load_weights(path))
+    except RuntimeError as error:
+        raise WeightsError(f"{path} does not fit the {type(network).__name__} of the configuration: {error}") from error
+    return network
 
 
 def weights_sha256(path: str | os.PathLike) -> str:

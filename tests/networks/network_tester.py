@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every network must do. A network joins with a class of its own:
 
-    class TestInfNet(NetworkTester, ExportTester):
+    class TestInfNet(NetworkTester, FeaturesTester, ExportTester):
         build = staticmethod(InfNet)
+        maps = {"s_g": 1, "s_5": 1, "s_4": 1, "s_3": 1, "edge": 1}
 
 Heavy networks join ``ExportTester`` in a class marked slow.
 """
@@ -25,6 +26,9 @@ class _Tester:
     build: Callable[[], nn.Module]
     in_channels = 1
     out_channels = 1
+    stride = 32
+    maps: dict[str, int]  # names and channels of the maps in training mode
+    frozen: tuple[str, ...] = ()  # how the names of parameters begin that are not to learn
 
     @pytest.fixture
     def net(self) -> nn.Module:
@@ -52,21 +56,22 @@ class NetworkTester(_Tester):
     def test_training_returns_named_maps_of_the_images_size(self, net):
         with torch.no_grad():
             maps = net.train()(self.images(2, 50, 64))
-        assert len(maps._fields) == len(maps) > 1
-        assert all(map_.shape == (2, self.out_channels, 50, 64) for map_ in maps)
+        assert {name: tuple(map_.shape) for name, map_ in maps._asdict().items()} == {
+            name: (2, channels, 50, 64) for name, channels in self.maps.items()
+        }
 
-    def test_every_parameter_receives_a_gradient(self, net):
+    def test_every_parameter_but_the_frozen_receives_a_gradient(self, net):
         # each map times its own noise: a plain sum has no gradient through a batch normalisation
         maps = net.train()(self.images(2, 64, 64))
         torch.manual_seed(2)
         sum((map_ * torch.randn_like(map_)).sum() for map_ in maps).backward()
         without = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-        assert without == []
+        assert without == [name for name, p in net.named_parameters() if name.startswith(self.frozen)]
 
     @pytest.mark.parametrize(("height", "width"), [(70, 33), (31, 32), (1, 5)])
     def test_odd_sizes_are_padded_with_the_last_row_and_column(self, net, height, width):
         x = self.images(1, height, width)
-        padded = F.pad(x, (0, -width % 32, 0, -height % 32), mode="replicate")
+        padded = F.pad(x, (0, -width % self.stride, 0, -height % self.stride), mode="replicate")
         with torch.no_grad():
             prediction, whole = net(x), net(padded)
         assert prediction.shape == (1, self.out_channels, height, width)
@@ -105,20 +110,51 @@ class NetworkTester(_Tester):
         with torch.autocast("cpu", torch.bfloat16):
             maps = net.train()(x)
         sum(map_.float().square().mean() for map_ in maps).backward()
-        assert all(p.grad.isfinite().all() for p in net.parameters())
+        assert all(p.grad.isfinite().all() for n, p in net.named_parameters() if not n.startswith(self.frozen))
 
     def test_takes_metatensors(self, net):
         x = self.images(1, 40, 40)
         with torch.no_grad():
             torch.testing.assert_close(torch.as_tensor(net(MetaTensor(x))).as_subclass(torch.Tensor), net(x))
 
-    @pytest.mark.parametrize("shape", [(1, 2, 32, 32), (1, 32, 32), (32, 32)])
+    @pytest.mark.parametrize("shape", [(1, "one channel more", 32, 32), (1, 32, 32), (32, 32)])
     def test_other_shapes_are_refused(self, net, shape):
+        shape = [self.in_channels + 1 if size == "one channel more" else size for size in shape]
         with pytest.raises(ValueError, match=r"shape \[.*wants \(B, \d, H, W\)"):
             net(torch.zeros(shape))
 
 
+class FeaturesTester(_Tester):
+    @pytest.mark.parametrize(("height", "width"), [(64, 96), (70, 33)])
+    def test_features_have_the_declared_channels_at_the_coarsest_stride(self, net, height, width):
+        with torch.no_grad():
+            features = net.features(self.images(2, height, width))
+        rows, columns = -(-height // self.stride), -(-width // self.stride)
+        assert features.shape == (2, net.feature_channels, rows, columns)
+
+    def test_features_are_on_the_way_to_the_prediction(self, net):
+        x = self.images(2, 64, 64)
+        seen = []
+        hooks = [
+            module.register_forward_hook(lambda module, inputs, output: seen.append(output)) for module in net.modules()
+        ]
+        with torch.no_grad():
+            net(x)
+        for hook in hooks:
+            hook.remove()
+        with torch.no_grad():
+            features = net.features(x)
+        assert any(isinstance(output, torch.Tensor) and torch.equal(output, features) for output in seen)
+
+    def test_features_of_other_shapes_are_refused(self, net):
+        with pytest.raises(ValueError, match=r"shape \[.*wants \(B, \d, H, W\)"):
+            net.features(torch.zeros(1, self.in_channels + 1, 32, 32))
+
+
 class ExportTester(_Tester):
+    def set_training(self, script: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
+        return script.train()
+
     def test_torchscript_gives_the_same_in_both_modes(self, net, tmp_path):
         convert_to_torchscript(
             net,
@@ -132,7 +168,7 @@ class ExportTester(_Tester):
         x = self.images(1, 70, 45)
         with torch.no_grad():
             torch.testing.assert_close(script(x), net(x))
-            for ours, theirs in zip(net.train()(x), script.train()(x), strict=True):
+            for ours, theirs in zip(net.train()(x), self.set_training(script)(x), strict=True):
                 torch.testing.assert_close(theirs, ours)
 
     @pytest.mark.slow

@@ -9,29 +9,41 @@ import torch
 
 from covid_monai.networks import InfNet, InfNetMaps
 from tests.conftest import DATA
-from tests.networks.network_tester import ExportTester, NetworkTester
+from tests.networks.network_tester import ExportTester, FeaturesTester, NetworkTester
 
 PARITY = DATA / "infnet_parity"
 PUBLISHED = ("res2net50", "resnet50")
+MAPS = {"s_g": 1, "s_5": 1, "s_4": 1, "s_3": 1, "edge": 1}
+FOUR_CLASS_MAPS = {**dict.fromkeys(MAPS, 4), "edge": 1}
 
 
-class TestInfNet(NetworkTester, ExportTester):
+class TestInfNet(NetworkTester, FeaturesTester, ExportTester):
     build = staticmethod(InfNet)
+    maps = MAPS
 
 
 class TestInfNetOnColour(NetworkTester):
     build = staticmethod(partial(InfNet, in_channels=3))
     in_channels = 3
+    maps = MAPS
+
+
+class TestInfNetOfFourClasses(NetworkTester):
+    build = staticmethod(partial(InfNet, out_channels=4))
+    out_channels = 4
+    maps = FOUR_CLASS_MAPS
 
 
 @pytest.mark.slow
 class TestInfNetRes2Net50(NetworkTester, ExportTester):
     build = staticmethod(partial(InfNet, encoder="res2net50"))
+    maps = MAPS
 
 
 @pytest.mark.slow
 class TestInfNetResNet50(NetworkTester, ExportTester):
     build = staticmethod(partial(InfNet, encoder="resnet50"))
+    maps = MAPS
 
 
 @cache
@@ -126,7 +138,32 @@ def test_maps_in_evaluation_mode_hold_the_prediction():
         assert torch.equal(net(x), maps.s_3)
 
 
-@pytest.mark.parametrize("in_channels", [0, 2, 4])
+@pytest.mark.parametrize("in_channels", [0, 4])
 def test_other_channel_counts_are_refused(in_channels):
-    with pytest.raises(ValueError, match=f"in_channels is {in_channels}; Inf-Net takes slices of 1 or 3 channels"):
+    with pytest.raises(ValueError, match=f"in_channels is {in_channels}; Inf-Net takes slices of 1, 2 or 3 channels"):
         InfNet(in_channels=in_channels)
+
+
+@pytest.mark.parametrize("out_channels", [0, -1])
+def test_no_output_channels_are_refused(out_channels):
+    with pytest.raises(ValueError, match=f"out_channels is {out_channels}; ask for 1, or the number of classes"):
+        InfNet(out_channels=out_channels)
+
+
+# One map: 1 - sigmoid(log 3) = 1 - 3/4. Three classes: softmax(log 2, 0, 0) = 1/2, 1/4, 1/4, background first.
+@pytest.mark.parametrize(
+    ("coarser", "unseen"), [([np.log(3)], 0.25), ([np.log(2), 0, 0], 0.5), ([0, np.log(2), 0], 0.25)]
+)
+def test_reverse_attention_looks_where_the_coarser_map_saw_nothing(coarser, unseen):
+    module = InfNet(out_channels=len(coarser)).eval().reverse2
+    seen = []
+    module.reduce.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    feature = torch.rand(2, module.reduce.conv.in_channels, 8, 8)
+    logits = torch.tensor(coarser, dtype=torch.float32).reshape(1, -1, 1, 1).expand(2, -1, 4, 4)
+    with torch.no_grad():
+        module(feature, logits, torch.rand(2, 64, 16, 16))
+    torch.testing.assert_close(seen[0], unseen * feature)
+
+
+def test_one_more_channel_in_or_out_changes_no_name():
+    assert InfNet(2, out_channels=3).state_dict().keys() == InfNet().state_dict().keys()

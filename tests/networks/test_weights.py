@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from covid_monai.networks import WeightsError, load_weights, save_atomically, save_weights, weights_sha256
+from covid_monai.networks import WeightsError, load_network, load_weights, save_atomically, save_weights, weights_sha256
 
 
 @pytest.fixture
@@ -147,3 +147,16 @@ def test_a_file_appears_under_its_name_only_when_it_is_whole(tmp_path: Path, mon
     save_atomically({"epoch": 1}, tmp_path / "state.pt")
     assert seen == [False]
     assert torch.load(tmp_path / "state.pt", weights_only=True) == {"epoch": 1}
+
+
+def test_a_network_is_loaded_and_returned(tmp_path: Path):
+    trained, fresh = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+    save_weights(trained.state_dict(), tmp_path / "model.pt")
+    assert load_network(fresh, tmp_path / "model.pt") is fresh
+    assert torch.equal(fresh.weight, trained.weight)
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path):
+    save_weights(torch.nn.Linear(3, 1).state_dict(), tmp_path / "model.pt")
+    with pytest.raises(WeightsError, match="does not fit the Linear of the configuration"):
+        load_network(torch.nn.Linear(2, 1), tmp_path / "model.pt")

@@ -47,14 +47,16 @@ def test_type_shape_and_input_are_kept(
     np.testing.assert_array_equal(np.asarray(img), values)
 
 
-@pytest.mark.parametrize("name", ["CropBody", "EdgeMap", "GreyToHU", "LungWindow", "MaskLung", "RandCutout"])
+@pytest.mark.parametrize(
+    "name", ["CropBody", "EdgeMap", "GreyToHU", "LungWindow", "MaskLung", "RandCellMask", "RandCutout"]
+)
 def test_dictionary_aliases_as_in_monai(name: str) -> None:
     assert getattr(ours, f"{name}d") is getattr(ours, f"{name}D") is getattr(ours, f"{name}Dict")
 
 
 def test_missing_keys() -> None:
     data = {"other": 1}
-    for make in (ours.LungWindowd, ours.GreyToHUd, ours.MaskLungd, ours.RandCutoutd, ours.EdgeMapd):
+    for make in (ours.LungWindowd, ours.GreyToHUd, ours.MaskLungd, ours.RandCutoutd, ours.EdgeMapd, ours.RandCellMaskd):
         assert make("image", allow_missing_keys=True)(data) == data
         with pytest.raises(KeyError):
             make("image")(data)
