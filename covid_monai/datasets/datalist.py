@@ -7,6 +7,9 @@ An item is a dictionary::
      "hu_line": [slope, intercept],     # HU = slope * stored + intercept; left out when unknown
      "lung": path, ...}                 # lung mask, lesions included, where the data set has one
 
+Items of the side ``unlabelled``, which self-supervised training reads, have none of :data:`LABEL_KEYS`; all others have
+a label. A datalist of earlier versions, without that side, is read as one where it is empty.
+
 Each file is one upright slice ``(H, W)``. Label codes are those of :data:`LABELS`; training maps code 3 to 0
 (``MapLabelValued(orig_labels=[3], target_labels=[0])``). Paths are relative to the folder of the datalist where the
 file lies below it, absolute elsewhere; patients are named ``<data set>/<patient>``, so that sets can be joined.
@@ -25,8 +28,12 @@ import numpy as np
 from covid_monai.datasets.faults import DatasetError, SplitError
 from covid_monai.datasets.slices import decode_slice
 
-SIDES = ("training", "validation", "testing")
+LABELLED_SIDES = ("training", "validation", "testing")
+UNLABELLED = "unlabelled"
+SIDES = (*LABELLED_SIDES, UNLABELLED)
 FILE_KEYS = ("image", "label", "lung")
+LABEL_KEYS = ("label", "lesion", "class_source")
+"""What an item says of its lesions."""
 LABELS = {0: "background", 1: "ground-glass opacity", 2: "consolidation", 3: "pleural effusion (trained as background)"}
 LESION_CODES = (1, 2)
 
@@ -53,16 +60,21 @@ def _sha256_and_slice(path: Path, role: str) -> tuple[str, np.ndarray]:
     return hashlib.sha256(content).hexdigest(), decode_slice(content, path)
 
 
-def fingerprint(item: Item) -> Fingerprint:
+def fingerprint(item: Item, side: str = "training") -> Fingerprint:
     """Read the files of an item once: hash them and check that they fit together.
 
     Args:
         item: an item with absolute paths.
+        side: where it stands; an item has a label everywhere but on the side ``unlabelled``.
 
     Raises:
-        DatasetError: if a file is missing or unreadable, image and mask differ in shape, or the label has unknown
-        codes.
+        DatasetError: if a file is missing or unreadable, image and mask differ in shape, the label has unknown codes,
+        is missing, or stands on the unlabelled side.
     """
+    if side == UNLABELLED and "label" in item:
+        raise DatasetError(f"image {item['image']} has a label but stands on the unlabelled side: leave one of them")
+    if side != UNLABELLED and "label" not in item:
+        raise DatasetError(f"image {item['image']} has no label: every item needs one but those of the unlabelled side")
     image_sha, image = _sha256_and_slice(Path(item["image"]), "image")
     masks: dict[str, tuple[str, np.ndarray]] = {}
     for key in ("label", "lung"):
@@ -73,21 +85,28 @@ def fingerprint(item: Item) -> Fingerprint:
                     f"{key} {item[key]} is {masks[key][1].shape} (H, W) but image {item['image']} is {image.shape}: "
                     "they must be the same slice"
                 )
-    if "label" not in masks:
-        raise DatasetError(f"image {item['image']} has no label: every item needs one")
-    codes = np.unique(masks["label"][1])
-    unknown = [code for code in codes.tolist() if code not in LABELS]
-    if unknown:
+    codes = np.unique(masks["label"][1]) if "label" in masks else np.empty(0)
+    if unknown := [code for code in codes.tolist() if code not in LABELS]:
         raise DatasetError(
             f"label {item['label']} holds unknown codes {unknown[:5]}: known are "
             + ", ".join(f"{code} {meaning}" for code, meaning in LABELS.items())
         )
     return Fingerprint(
         image_sha,
-        masks["label"][0],
+        masks["label"][0] if "label" in masks else "",
         masks["lung"][0] if "lung" in masks else "",
         bool(np.isin(codes, LESION_CODES).any()),
     )
+
+
+def fingerprints(sides: Sides) -> dict[str, list[Fingerprint]]:
+    """`fingerprint` of every item of every side."""
+    return {side: [fingerprint(item, side) for item in items] for side, items in sides.items()}
+
+
+def without_label(item: Item) -> Item:
+    """Copy of an item that tells nothing of its lesions; a lung mask stays."""
+    return {key: value for key, value in item.items() if key not in LABEL_KEYS}
 
 
 def _identities(item: Item, print_: Fingerprint) -> Iterator[tuple[str, str]]:
@@ -108,8 +127,8 @@ def check_split(sides: Sides, prints: dict[str, list[Fingerprint]]) -> None:
         SplitError: naming the first one found, both sides and both files.
     """
     seen: dict[tuple[str, str], tuple[str, Item]] = {}
-    for side in SIDES:
-        for item, print_ in zip(sides[side], prints[side], strict=True):
+    for side, items in sides.items():
+        for item, print_ in zip(items, prints[side], strict=True):
             for identity in _identities(item, print_):
                 other_side, other = seen.setdefault(identity, (side, item))
                 if other_side != side:
@@ -151,12 +170,11 @@ def data_hash(path: Path) -> str:
     Raises:
         DatasetError: if the datalist or one of its files is missing, unreadable or malformed.
     """
-    sides = absolute_sides(load_datalist(path), path)
-    return hash_of({side: [fingerprint(item) for item in sides[side]] for side in SIDES})
+    return hash_of(fingerprints(absolute_sides(load_datalist(path), path)))
 
 
 def load_datalist(path: Path) -> dict[str, Any]:
-    """Read a datalist as it stands in the file.
+    """Read a datalist as it stands in the file; one without the side ``unlabelled`` is given an empty one.
 
     Raises:
         DatasetError: if it is missing, not JSON, or not a datalist of this package.
@@ -169,12 +187,16 @@ def load_datalist(path: Path) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise DatasetError(f"{path} is not JSON ({error}): not a datalist") from error
+    if isinstance(datalist, dict):
+        datalist.setdefault(UNLABELLED, [])
     if not (
         isinstance(datalist, dict)
         and isinstance(datalist.get("sources"), list)
         and all(isinstance(datalist.get(side), list) for side in SIDES)
         and all(
-            isinstance(item, dict) and {"image", "label", "id"} <= item.keys() for s in SIDES for item in datalist[s]
+            isinstance(item, dict) and {"image", "id"} <= item.keys() and ("label" in item) == (side != UNLABELLED)
+            for side in SIDES
+            for item in datalist[side]
         )
     ):
         raise DatasetError(f"{path} is not a datalist made by `covid-monai data prepare`: choose another file")
@@ -190,23 +212,24 @@ def absolute_sides(datalist: dict[str, Any], path: Path) -> Sides:
     }
 
 
-def load_side(path: str | os.PathLike, side: str) -> list[Item]:
-    """Items of one side of a datalist, every file path made absolute.
+def load_side(path: str | os.PathLike, *sides: str) -> list[Item]:
+    """Items of one side of a datalist, or of several in turn, every file path made absolute.
 
     Args:
         path: the datalist.
-        side: ``"training"``, ``"validation"`` or ``"testing"``.
+        sides: ``"training"``, ``"validation"``, ``"testing"`` or ``"unlabelled"``.
 
     Raises:
-        DatasetError: if the datalist cannot be used, or the side is unknown or empty.
+        DatasetError: if the datalist cannot be used, or a side is unknown, or all of them are empty.
     """
-    if side not in SIDES:
-        raise DatasetError(f"a datalist has no side {side!r}: choose one of {', '.join(SIDES)}")
-    items = absolute_sides(load_datalist(Path(path)), Path(path))[side]
+    for side in sides:
+        if side not in SIDES:
+            raise DatasetError(f"a datalist has no side {side!r}: choose one of {', '.join(SIDES)}")
+    known = absolute_sides(load_datalist(Path(path)), Path(path))
+    items = [item for side in sides for item in known[side]]
     if not items:
-        raise DatasetError(
-            f"{path} has no {side} slices: prepare it with `--option {side}=SHARE`, or add a set that has"
-        )
+        how = "add a set with `--unlabelled`" if UNLABELLED in sides else f"prepare it with `--option {sides[0]}=SHARE`"
+        raise DatasetError(f"{path} has no {' or '.join(sides)} slices: {how}, or add a set that has")
     return items
 
 
@@ -239,8 +262,8 @@ def split_by_patient(items: Iterable[Item], shares: dict[str, float], seed: int)
 
     Args:
         items: the items to deal.
-        shares: share of the patients for validation and testing (0..1, together below 1); training takes the rest.
-            A side with a share above 0 gets at least one patient.
+        shares: share of the patients for each other side (0..1, together below 1); training takes the rest. A side with
+            a share above 0 gets at least one patient.
         seed: of the draw; the same seed and items give the same split, in whatever order the items come.
 
     Raises:

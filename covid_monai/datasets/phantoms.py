@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from covid_monai.datasets.datalist import SIDES, Item, Sides, split_by_patient
+from covid_monai.datasets.datalist import SIDES, UNLABELLED, Item, Sides, split_by_patient
 from covid_monai.datasets.faults import DatasetError
 from covid_monai.datasets.phantom import Lesions, Phantom, make_phantom, upright
 from covid_monai.datasets.volumes import save_item
@@ -27,6 +27,7 @@ def read(
     healthy: float = 0.25,
     validation: float = 0.2,
     testing: float = 0.2,
+    unlabelled_share: float = 0.0,
 ) -> Sides:
     """Make phantoms and split them by patient, diseased and healthy ones each in the same shares.
 
@@ -40,6 +41,7 @@ def read(
         healthy: share of the patients without lesions, 0..1.
         validation: share of the patients to validate on, 0..1.
         testing: share to test on, 0..1.
+        unlabelled_share: share whose slices go to the unlabelled side, 0..1, to try self-supervised training on.
 
     Raises:
         DatasetError: if a number is out of its range or the patients are too few for the split.
@@ -60,7 +62,7 @@ def read(
             own_seed, (size, size, slices), spacing, None if is_well else lesions, thickness=THICKNESS
         )
         (well if is_well else diseased).extend(_items(phantom, f"{seed}-{number:03d}", unpack))
-    shares = {"validation": validation, "testing": testing}
+    shares = {"validation": validation, "testing": testing, UNLABELLED: unlabelled_share}
     parts = [split_by_patient(items, shares, seed) for items in (diseased, well) if items]
     return {side: [item for part in parts for item in part[side]] for side in SIDES}
 

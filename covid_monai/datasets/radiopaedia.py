@@ -6,13 +6,12 @@ lung are left out. Items carry ``class_source``: "stated" where both classes are
 the lesion was guessed from its HU (the lesion itself is sure; slice-image form only), "none" without lesion.
 """
 
-import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from covid_monai.datasets.datalist import Item, Sides
 from covid_monai.datasets.faults import DatasetError, LayoutError
-from covid_monai.datasets.slices import pictures_by_stem
+from covid_monai.datasets.slices import pictures_by_stem, read_index
 from covid_monai.datasets.volumes import check_axes, find_nifti, read_upright, read_upright_mask, save_item
 
 TITLE = "MedSeg/Radiopaedia: 9 COVID-19 CT volumes of 7 patients, lesion classes and lung masks"
@@ -59,19 +58,12 @@ def read(
     return sides
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file with a header."""
-    if not path.is_file():
-        raise LayoutError(f"{path} is missing: expected {LAYOUT}")
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 def _slice_form(source: Path) -> Iterator[tuple[int, int, Item]]:
     """(volume, slice from 1, item) of every slice that index.csv names."""
     images, masks, lungs = (pictures_by_stem(source / name) for name in ("images", "masks", "lung_masks"))
-    volumes = {row["volume"]: row for row in _rows(source / "volumes.csv")}
-    for row in _rows(source / "index.csv"):
+    lines = read_index(source / "volumes.csv", ("volume", "hu_slope", "hu_intercept"), LAYOUT)
+    volumes = {row["volume"]: row for row in lines}
+    for row in read_index(source / "index.csv", ("id", "volume", "z_1based", "class_source"), LAYOUT):
         stem, volume = row["id"], row["volume"]
         if not (stem in images and stem in masks and stem in lungs and volume in volumes):
             raise LayoutError(f"{source} lacks image, mask, lung mask or volume of slice {stem}, which index.csv names")

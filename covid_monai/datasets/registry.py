@@ -11,19 +11,32 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from covid_monai.datasets import covid_semiseg, folder, medseg, phantoms, radiopaedia
+from covid_monai.datasets import (
+    covid_semiseg,
+    folder,
+    luna16_3pat_lungwin,
+    medseg,
+    phantoms,
+    radiopaedia,
+    sarscov2_ct_soares,
+    tcga_lung62_hu,
+)
 from covid_monai.datasets.datalist import (
     FILE_KEYS,
+    LABELLED_SIDES,
     LABELS,
     SIDES,
+    UNLABELLED,
+    Item,
     Sides,
     absolute_sides,
     check_split,
     drop_duplicates,
-    fingerprint,
+    fingerprints,
     hash_of,
     load_datalist,
     portable_item,
+    without_label,
     write_json,
 )
 from covid_monai.datasets.faults import DatasetError
@@ -37,8 +50,8 @@ class Dataset:
         title: what it is, in one line.
         licence: of its pictures and masks; weights trained on it carry its restrictions.
         layout: what ``--source`` must hold, in one line; empty when it needs no source.
-        read: ``read(source, unpack, seed, **options)`` -> sides whose items have absolute paths; slices that it makes
-            go below the folder ``unpack``.
+        read: ``read(source, unpack, seed, **options)`` -> sides whose items have absolute paths, empty sides may
+            be left out; slices that it makes go below the folder ``unpack``.
     """
 
     title: str
@@ -59,6 +72,9 @@ DATASETS: dict[str, Dataset] = {
         "covid_semiseg": covid_semiseg,
         "medseg_sirm100": medseg,
         "medseg_radiopaedia9": radiopaedia,
+        "sarscov2_ct_soares": sarscov2_ct_soares,
+        "tcga_lung62_hu": tcga_lung62_hu,
+        "luna16_3pat_lungwin": luna16_3pat_lungwin,
         "folder": folder,
         "phantom": phantoms,
     }.items()
@@ -72,7 +88,7 @@ class Summary:
     Attributes:
         path: the datalist.
         slices: slices on each side.
-        lesion_slices: those with a lesion.
+        lesion_slices: those with a lesion, on each side that is labelled.
         patients: known patients on each side; slices of unknown patients are not counted.
         dropped: exact duplicates left out.
         data_hash: hash of the split, see `covid_monai.datasets.datalist.data_hash`.
@@ -131,7 +147,14 @@ def _fits(value: Any, default: Any) -> bool:
 
 
 def prepare(
-    name: str, source: Path | None, out: Path, *, append: bool = False, seed: int = 0, **options: Any
+    name: str,
+    source: Path | None,
+    out: Path,
+    *,
+    append: bool = False,
+    seed: int = 0,
+    unlabelled: bool = False,
+    **options: Any,
 ) -> Summary:
     """Turn a data set as its authors publish it into a checked MONAI datalist.
 
@@ -145,6 +168,8 @@ def prepare(
         out: the JSON to write; an earlier datalist there is replaced, any other file refused.
         append: add to the datalist at ``out``; the whole is checked again.
         seed: of the split, where it is drawn, and of data made here.
+        unlabelled: put the training side on the unlabelled one and drop its labels; lung masks stay, and so do
+            validation and testing. A set without labels is there in any case.
         options: of the data set, see ``DATASETS[name].options``.
 
     Raises:
@@ -165,6 +190,9 @@ def prepare(
             if not any(sides.values()):
                 raise DatasetError(f"{name} at {source} gave no slice: expected {known.layout}")
             record = {"name": name, "licence": known.licence, "seed": seed, "options": options}
+            if unlabelled:
+                sides = {**sides, "training": [], UNLABELLED: sides.get(UNLABELLED, []) + sides.get("training", [])}
+                record["unlabelled"] = True
             summary = _join_and_write(out, earlier if append else None, sides, record, unpack)
             if earlier is not None:
                 for unused in _unpacked_folders(earlier, out) - _unpacked_folders(load_datalist(out), out):
@@ -189,18 +217,30 @@ def _unpacked_folders(datalist: dict[str, Any], out: Path) -> set[str]:
     return {match.group(1) for match in map(ours.match, files) if match}
 
 
+def _drop_label(item: Item, unpack: Path) -> Item:
+    """Item without its label, whose file goes too where it was made here."""
+    if "label" in item and Path(item["label"]).is_relative_to(unpack):
+        Path(item["label"]).unlink()
+    return without_label(item)
+
+
 def _join_and_write(
     out: Path, before: dict[str, Any] | None, sides: Sides, record: dict[str, Any], unpack: Path
 ) -> Summary:
     """Check new sides together with an earlier datalist, move unpacked slices to their place, and write."""
-    prints = {side: [fingerprint(item) for item in sides[side]] for side in SIDES}
+    sides = {side: sides.get(side, []) for side in SIDES}
+    sides[UNLABELLED] = [_drop_label(item, unpack) for item in sides[UNLABELLED]]
+    prints = fingerprints(sides)
     final = unpack.parent / f"{record['name']}-{hash_of(prints)[:8]}"
     for side in SIDES:
         for item, print_ in zip(sides[side], prints[side], strict=True):
-            item.update(dataset=record["name"], lesion=print_.lesion)
+            item["dataset"] = record["name"]
+            if side != UNLABELLED:
+                item["lesion"] = print_.lesion
     if before is not None:
         old = absolute_sides(before, out)
-        prints = {side: [fingerprint(item) for item in old[side]] + prints[side] for side in SIDES}
+        old_prints = fingerprints(old)
+        prints = {side: old_prints[side] + prints[side] for side in SIDES}
         sides = {side: old[side] + sides[side] for side in SIDES}
     check_split(sides, prints)
     found = sum(map(len, sides.values()))
@@ -231,7 +271,7 @@ def _join_and_write(
     return Summary(
         path=out,
         slices=datalist["slices"],
-        lesion_slices={side: sum(item["lesion"] for item in sides[side]) for side in SIDES},
+        lesion_slices={side: sum(item["lesion"] for item in sides[side]) for side in LABELLED_SIDES},
         patients={side: len({item["patient"] for item in sides[side]} - {None}) for side in SIDES},
         dropped=found - sum(map(len, sides.values())),
         data_hash=datalist["data_hash"],

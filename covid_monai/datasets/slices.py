@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Single slices on disk: what every item of a datalist points to."""
 
+import csv
 import io
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from covid_monai.datasets.faults import DatasetError
+from covid_monai.datasets.faults import DatasetError, LayoutError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 _GREY_MODES = ("1", "L", "P", "I", "I;16", "I;16B", "F")
@@ -62,10 +64,11 @@ def pictures_by_stem(folder: Path) -> dict[str, Path]:
     """Slice files directly inside ``folder``, by file name without suffix, in natural order (2 before 10).
 
     Raises:
-        DatasetError: if the folder is missing, holds no slice file, or holds two with the same stem.
+        LayoutError: if the folder is missing or holds no slice file.
+        DatasetError: if it holds two with the same stem.
     """
     if not folder.is_dir():
-        raise DatasetError(f"{folder} is missing: the source has not the expected layout")
+        raise LayoutError(f"{folder} is missing: the source has not the expected layout")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir(), key=lambda p: (len(p.stem), p.name) if p.stem.isdigit() else (0, p.name)):
         if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
@@ -74,5 +77,25 @@ def pictures_by_stem(folder: Path) -> dict[str, Path]:
             raise DatasetError(f"{folder} holds both {found[path.stem].name} and {path.name}: keep one of them")
         found[path.stem] = path
     if not found:
-        raise DatasetError(f"{folder} holds no slice file ({', '.join(SUFFIXES)})")
+        raise LayoutError(f"{folder} holds no slice file ({', '.join(SUFFIXES)})")
     return found
+
+
+def read_index(path: Path, columns: Iterable[str], layout: str) -> list[dict[str, str]]:
+    """Rows of a CSV file that says what the slices beside it are.
+
+    Args:
+        path: the file, with a header.
+        columns: that it must have.
+        layout: of the data set, for the message.
+
+    Raises:
+        LayoutError: if the file is missing or lacks a column.
+    """
+    if not path.is_file():
+        raise LayoutError(f"{path} is missing: expected {layout}")
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if lacking := [column for column in columns if column not in (reader.fieldnames or ())]:
+            raise LayoutError(f"{path} has no column {', '.join(lacking)}: expected the index that belongs to the set")
+        return list(reader)

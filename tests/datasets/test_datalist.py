@@ -17,11 +17,13 @@ from covid_monai.datasets.datalist import (
     data_hash,
     drop_duplicates,
     fingerprint,
+    fingerprints,
     hash_of,
     load_datalist,
     load_side,
     portable_item,
     split_by_patient,
+    without_label,
     write_json,
 )
 from covid_monai.datasets.faults import DatasetError, SplitError
@@ -68,7 +70,7 @@ def test_split_keeps_patients_whole_and_loses_nothing(patients, validation, test
 def test_split_counts_by_hand():
     items = [{"id": f"{p}{k}", "patient": p} for p in "abcdefghij" for k in range(3)]
     sides = split_by_patient(items, {"validation": 0.2, "testing": 0.1}, seed=3)
-    assert {side: len(sides[side]) for side in SIDES} == {"training": 21, "validation": 6, "testing": 3}
+    assert [len(sides[side]) for side in SIDES] == [21, 6, 3, 0]
 
 
 @pytest.mark.parametrize("shares", [{"validation": 1.0}, {"validation": -0.1}, {"validation": 0.6, "testing": 0.4}])
@@ -100,6 +102,22 @@ def test_a_patient_slice_or_file_on_two_sides_is_refused(ours, theirs, kind):
         {"training": [left, right], "validation": [], "testing": []},
         {"training": [PRINT, other], "validation": [], "testing": []},
     )
+
+
+def test_an_unlabelled_item_must_not_stand_on_a_labelled_side(tmp_path):
+    labelled, other = make_item(tmp_path, "one", 5), make_item(tmp_path, "two", 6)
+    for ours, kind in (
+        ({**without_label(other), "patient": "p"}, "patient p"),
+        ({**without_label(other), "id": "one"}, "slice one"),
+        (without_label(labelled) | {"id": "three"}, "file .*one.png"),
+        (without_label(make_item(tmp_path, "four", 5)), "image content"),
+        ({**without_label(other), "lung": labelled["label"]}, "file .*one_label.png"),
+    ):
+        sides = {"training": [], "validation": [], "testing": [{**labelled, "patient": "p"}], "unlabelled": [ours]}
+        with pytest.raises(SplitError, match=f"^{kind}.* stands on two sides: testing .* and unlabelled .*: keep it"):
+            check_split(sides, fingerprints(sides))
+        del sides["testing"]
+        check_split(sides, fingerprints(sides))
 
 
 def test_equal_images_on_two_sides_are_refused_but_equal_empty_masks_are_not(tmp_path):
@@ -140,14 +158,34 @@ def test_fingerprint_refuses_what_does_not_fit(tmp_path):
     with pytest.raises(DatasetError, match=r"unknown codes \[7\]"):
         fingerprint(item)
     del item["label"]
-    with pytest.raises(DatasetError, match="has no label"):
+    with pytest.raises(DatasetError, match="has no label: every item needs one but those of the unlabelled side"):
         fingerprint(item)
+
+
+def test_an_item_has_a_label_on_every_side_but_the_unlabelled(tmp_path):
+    item = {**make_item(tmp_path, label=2), "lesion": True, "class_source": "stated"}
+    item["lung"] = item["label"]
+    bare = without_label(item)
+    assert bare.keys() == {"image", "patient", "id", "lung"} and "label" in item
+    found = fingerprint(bare, "unlabelled")
+    assert found == fingerprint(item)._replace(label="", lesion=False)
+    with pytest.raises(DatasetError, match=r"s\.png has a label but stands on the unlabelled side: leave one of them"):
+        fingerprint(item, "unlabelled")
+    for side in ("training", "validation", "testing"):
+        assert fingerprint(item, side).lesion
+        with pytest.raises(DatasetError, match="has no label"):
+            fingerprint(bare, side)
 
 
 def test_hash_counts_contents_and_sides_but_not_order():
     one, two = PRINT, PRINT._replace(image="z")
     expected = hashlib.sha256(b"testing z b \ntraining a b \n").hexdigest()
     assert hash_of({"training": [one], "validation": [], "testing": [two]}) == expected
+    without = hash_of({"training": [one], "validation": [], "testing": [two], "unlabelled": []})
+    assert without == expected  # as it was before there was that side
+    bare = Fingerprint("q", "", "m", False)
+    expected = hashlib.sha256(b"testing z b \ntraining a b \nunlabelled q  m\n").hexdigest()
+    assert hash_of({"training": [one], "validation": [], "testing": [two], "unlabelled": [bare]}) == expected
     both = {"training": [one, two], "validation": [], "testing": []}
     assert hash_of(both) == hash_of({**both, "training": [two, one]}) != expected
 
@@ -168,6 +206,34 @@ def test_written_datalist_is_portable_and_read_by_monai(tmp_path):
     moved = json.loads(path.read_text().replace("slices/", "moved/"))
     write_json(moved, path)
     assert data_hash(path) == before
+
+
+def test_a_datalist_of_three_sides_is_read_and_added_to_as_before(tmp_path):
+    path = tmp_path / "list.json"
+    item = {**portable_item(make_item(tmp_path / "slices"), tmp_path), "dataset": "folder", "lesion": True}
+    sha = hashlib.sha256((tmp_path / item["image"]).read_bytes()).hexdigest()
+    label_sha = hashlib.sha256((tmp_path / item["label"]).read_bytes()).hexdigest()
+    line = f"validation {sha} {label_sha} \n"
+    old = {"name": "folder", "licence": "own", "seed": 0, "options": {}}
+    write_json({"sources": [old], "training": [], "validation": [item], "testing": []}, path)
+    before = path.read_text()
+    assert data_hash(path) == hashlib.sha256(line.encode()).hexdigest()
+    assert load_datalist(path)["unlabelled"] == [] and path.read_text() == before
+    assert [i["id"] for i in load_side(path, "validation")] == ["s"]
+    with pytest.raises(DatasetError, match="has no unlabelled slices: add a set with `--unlabelled`"):
+        load_side(path, "unlabelled")
+    summary = prepare("phantom", None, path, append=True, unlabelled=True, patients=3, slices=2, size=32, healthy=0.0)
+    assert summary.slices == {"training": 0, "validation": 3, "testing": 2, "unlabelled": 2}
+    assert summary.data_hash == data_hash(path)
+
+
+@pytest.mark.parametrize(("side", "label"), [("unlabelled", True), ("training", False)])
+def test_a_datalist_with_labels_on_the_wrong_side_is_refused(tmp_path, side, label):
+    item = portable_item(make_item(tmp_path), tmp_path)
+    sides = {"training": [], "validation": [], "testing": [], "unlabelled": []}
+    write_json({"sources": [], **sides, side: [item if label else without_label(item)]}, tmp_path / "list.json")
+    with pytest.raises(DatasetError, match="not a datalist made by"):
+        load_datalist(tmp_path / "list.json")
 
 
 def test_write_json_leaves_the_old_file_when_it_fails(tmp_path):
@@ -232,7 +298,7 @@ def test_a_side_has_absolute_paths_and_is_not_empty(tmp_path):
     assert items and all(Path(item["image"]).is_file() for item in items)
     with pytest.raises(DatasetError, match=r"has no testing slices: prepare it with `--option testing=SHARE`"):
         load_side(tmp_path / "list.json", "testing")
-    with pytest.raises(DatasetError, match="has no side 'test': choose one of training, validation, testing"):
+    with pytest.raises(DatasetError, match="has no side 'test': choose one of training, validation, testing, unlab"):
         load_side(tmp_path / "list.json", "test")
     with pytest.raises(DatasetError, match="cannot be read"):
         load_side(tmp_path / "none.json", "training")

@@ -30,8 +30,8 @@ def left_behind(folder: Path) -> list[str]:
 def test_prepare_writes_a_whole_datalist(source, tmp_path):
     out = tmp_path / "list.json"
     summary = prepare("folder", source, out, seed=1, patient="^[^_]+", validation=0.25, testing=0.25)
-    assert summary.slices == {"training": 4, "validation": 2, "testing": 2}
-    assert summary.patients == {"training": 2, "validation": 1, "testing": 1}
+    assert summary.slices == {"training": 4, "validation": 2, "testing": 2, "unlabelled": 0}
+    assert summary.patients == {"training": 2, "validation": 1, "testing": 1, "unlabelled": 0}
     assert summary.lesion_slices == {"training": 2, "validation": 1, "testing": 1}
     assert summary.path == out and summary.dropped == 0
     datalist = load_datalist(out)
@@ -94,6 +94,39 @@ def test_replacing_a_datalist_removes_its_unpacked_slices_only(source, tmp_path)
     assert data_hash(out) == load_datalist(out)["data_hash"]
 
 
+def test_unlabelled_takes_the_training_side_without_its_labels(source, tmp_path):
+    out, labelled = tmp_path / "list.json", tmp_path / "labelled.json"
+    options = {"patient": "^[^_]+", "validation": 0.25, "testing": 0.25, "codes": {1: 2}}
+    usual = prepare("folder", source, labelled, **options)
+    summary = prepare("folder", source, out, unlabelled=True, **options)
+    assert summary.slices == {"training": 0, "validation": 2, "testing": 2, "unlabelled": 4}
+    assert summary.patients == {"training": 0, "validation": 1, "testing": 1, "unlabelled": 2}
+    assert summary.lesion_slices == {"training": 0, "validation": 1, "testing": 1}
+    datalist, before = load_datalist(out), load_datalist(labelled)
+    assert all(item.keys() == {"image", "patient", "id", "dataset"} for item in datalist["unlabelled"])
+    assert [item["id"] for item in datalist["unlabelled"]] == [item["id"] for item in before["training"]]
+    assert [item["id"] for item in datalist["testing"]] == [item["id"] for item in before["testing"]]
+    assert summary.data_hash == datalist["data_hash"] == data_hash(out) != usual.data_hash
+    assert datalist["sources"][0]["unlabelled"] is True and "unlabelled" not in before["sources"][0]
+    # masks that were made for the unlabelled slices are gone, those of the others are there
+    masks = {path.stem for path in (tmp_path / "list_slices").rglob("*.png")}
+    assert masks == {Path(item["label"]).stem for item in datalist["validation"] + datalist["testing"]}
+    assert len(list((source / "masks").iterdir())) == 8
+    with pytest.raises(SplitError, match=r"stands on two sides: training .* and unlabelled"):
+        prepare("folder", source, labelled, append=True, unlabelled=True, **options)
+    assert load_datalist(labelled) == before
+
+
+def test_unlabelled_slices_of_two_sets_are_joined_and_repeats_dropped(source, tmp_path):
+    out, copy = tmp_path / "list.json", tmp_path / "hospital" / "copy"
+    for path in sorted((source / "images").iterdir())[:3]:
+        save_slice(read_slice(path), copy / "images" / path.name)
+        save_slice(np.zeros((4, 5), np.uint8), copy / "masks" / path.name)  # other labels, of which nothing is kept
+    prepare("folder", source, out, unlabelled=True, validation=0.0)
+    summary = prepare("folder", copy, out, append=True, unlabelled=True, validation=0.0)
+    assert summary.slices["unlabelled"] == 8 and summary.dropped == 3
+
+
 def test_append_joins_and_checks_the_whole(source, tmp_path):
     other = tmp_path / "hospital" / "clinic"
     for k in range(4):
@@ -102,7 +135,7 @@ def test_append_joins_and_checks_the_whole(source, tmp_path):
     out = tmp_path / "list.json"
     first = prepare("folder", source, out, patient="^[^_]+")
     both = prepare("folder", other, out, append=True, seed=5)
-    assert both.slices == {"training": first.slices["training"] + 3, "validation": 3, "testing": 0}
+    assert both.slices == {"training": first.slices["training"] + 3, "validation": 3, "testing": 0, "unlabelled": 0}
     datalist = load_datalist(out)
     assert [record["seed"] for record in datalist["sources"]] == [0, 5]
     assert both.data_hash == data_hash(out) != first.data_hash

@@ -211,9 +211,9 @@ def test_data_set_splits_phantoms_by_patient(tmp_path):
     out = tmp_path / "phantoms.json"
     options: dict[str, Any] = {"patients": 6, "slices": 4, "size": 48, "healthy": 0.5}
     summary = prepare("phantom", None, out, seed=2, **options)
-    assert summary.slices == {"training": 8, "validation": 8, "testing": 8}
-    assert summary.patients == {"training": 2, "validation": 2, "testing": 2}
-    assert all(0 < summary.lesion_slices[side] <= 4 for side in summary.slices)  # one of the two is healthy
+    assert summary.slices == {"training": 8, "validation": 8, "testing": 8, "unlabelled": 0}
+    assert summary.patients == {"training": 2, "validation": 2, "testing": 2, "unlabelled": 0}
+    assert all(0 < summary.lesion_slices[side] <= 4 for side in summary.lesion_slices)  # one of two is healthy
     datalist = load_datalist(out)
     item = datalist["training"][0]
     assert item["image"].startswith("phantoms_slices/phantom-") and item["hu_line"] == [1.0, -1024.0]
@@ -225,6 +225,26 @@ def test_data_set_splits_phantoms_by_patient(tmp_path):
         == prepare("phantom", None, tmp_path / "b.json", seed=2, **options).data_hash
     )
     assert prepare("phantom", None, tmp_path / "c.json", seed=3, **options).data_hash != summary.data_hash
+
+
+def test_data_set_deals_unlabelled_patients_from_the_training_side_only(tmp_path):
+    options: dict[str, Any] = {"patients": 6, "slices": 2, "size": 32, "healthy": 0.0}
+    usual = prepare("phantom", None, tmp_path / "usual.json", **options)
+    summary = prepare("phantom", None, tmp_path / "list.json", unlabelled_share=0.3, **options)
+    assert usual.slices == {"training": 8, "validation": 2, "testing": 2, "unlabelled": 0}
+    assert summary.slices == {"training": 4, "validation": 2, "testing": 2, "unlabelled": 4}
+    assert summary.patients["unlabelled"] == 2
+    datalist, before = load_datalist(tmp_path / "list.json"), load_datalist(tmp_path / "usual.json")
+    ids = {side: {item["id"] for item in datalist[side]} for side in summary.slices}
+    for side in ("validation", "testing"):
+        assert ids[side] == {item["id"] for item in before[side]}
+    assert ids["training"] | ids["unlabelled"] == {item["id"] for item in before["training"]}
+    item = datalist["unlabelled"][0]
+    assert item.keys() == {"image", "lung", "hu_line", "patient", "id", "dataset"}
+    made = [path.name for path in (tmp_path / item["image"]).parent.iterdir()]
+    assert sorted(made) == ["001_image.png", "001_lung.png", "002_image.png", "002_lung.png"]
+    with pytest.raises(DatasetError, match="leave nothing for training"):
+        prepare("phantom", None, tmp_path / "none.json", unlabelled_share=0.6, **options)
 
 
 def test_data_set_refuses_too_few_patients(tmp_path):

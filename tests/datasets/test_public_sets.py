@@ -9,10 +9,21 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.data import load_decathlon_datalist
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
+from scipy import ndimage
 from skimage.feature import match_template
 
-from covid_monai.datasets import DatasetError, LayoutError, SplitError, load_datalist, medseg, prepare
+from covid_monai.datasets import (
+    DatasetError,
+    LayoutError,
+    SplitError,
+    data_hash,
+    load_datalist,
+    load_side,
+    medseg,
+    prepare,
+)
 from covid_monai.datasets.slices import read_slice, save_slice
 from covid_monai.datasets.volumes import read_upright, read_upright_mask, to_upright
 
@@ -98,7 +109,7 @@ def test_medseg_nifti_pair(tmp_path, axes, code):
     save_nifti(images[order], axes, tmp_path / "tr_im.nii.gz", code)
     save_nifti(masks[order], axes, tmp_path / "tr_mask.nii.gz", code)
     summary = prepare("medseg_sirm100", tmp_path, tmp_path / "list.json")
-    assert summary.slices == {"training": 50, "validation": 0, "testing": 48}
+    assert summary.slices == {"training": 50, "validation": 0, "testing": 48, "unlabelled": 0}
     datalist = load_datalist(tmp_path / "list.json")
     ids = [item["id"] for item in datalist["testing"]]
     assert ids == [f"medseg_sirm100/{number:03d}" for number in medseg.INFNET_TEST]
@@ -148,7 +159,7 @@ def medseg_slices(tmp_path) -> Path:
 
 def test_medseg_slice_form_validates_on_training_slices_only(medseg_slices, tmp_path):
     summary = prepare("medseg_sirm100", medseg_slices, tmp_path / "list.json", validation=0.2)
-    assert summary.slices == {"training": 8, "validation": 2, "testing": 4}
+    assert summary.slices == {"training": 8, "validation": 2, "testing": 4, "unlabelled": 0}
     assert [item["id"][-3:] for item in load_datalist(tmp_path / "list.json")["testing"]] == [
         "010",
         "011",
@@ -183,7 +194,7 @@ def semiseg(tmp_path) -> Path:
 
 def test_semiseg_comes_out_upright(semiseg, tmp_path):
     summary = prepare("covid_semiseg", semiseg, tmp_path / "list.json")
-    assert summary.slices == {"training": 10, "validation": 0, "testing": 4}
+    assert summary.slices == {"training": 10, "validation": 0, "testing": 4, "unlabelled": 0}
     item = load_datalist(tmp_path / "list.json")["testing"][1]
     assert item["id"] == "medseg_sirm100/011"
     assert np.array_equal(read_slice(tmp_path / item["image"]), IMAGE + 830 + 22)
@@ -230,9 +241,9 @@ def test_radiopaedia_nifti_folders(tmp_path):
         for folder, array in zip(("rp_im", "rp_msk", "rp_lung_msk"), radiopaedia_volume(number), strict=True):
             save_nifti(array, axes, tmp_path / folder / f"{number}.nii.gz")
     summary = prepare("medseg_radiopaedia9", tmp_path, tmp_path / "list.json")
-    assert summary.slices == {"training": 21, "validation": 6, "testing": 0}
+    assert summary.slices == {"training": 21, "validation": 6, "testing": 0, "unlabelled": 0}
     assert summary.lesion_slices == {"training": 7, "validation": 2, "testing": 0}
-    assert summary.patients == {"training": 5, "validation": 2, "testing": 0}
+    assert summary.patients == {"training": 5, "validation": 2, "testing": 0, "unlabelled": 0}
     item = load_datalist(tmp_path / "list.json")["validation"][1]
     assert item["id"] == "medseg_radiopaedia9/5/003" and item["class_source"] == "stated"
     assert np.array_equal(read_slice(tmp_path / item["image"]), IMAGE + 102 + 1024)
@@ -279,6 +290,19 @@ def test_radiopaedia_slice_form_keeps_volumes_of_a_patient_together(radiopaedia_
     assert {name.split("/")[1] for name, item in items.items() if "hu_line" not in item} == {"1", "6", "7"}
 
 
+def test_radiopaedia_unlabelled_keeps_lung_masks_and_lines(radiopaedia_slices, tmp_path):
+    out = tmp_path / "list.json"
+    summary = prepare("medseg_radiopaedia9", radiopaedia_slices, out, unlabelled=True)
+    assert summary.slices == {"training": 0, "validation": 4, "testing": 0, "unlabelled": 14}
+    assert summary.patients == {"training": 0, "validation": 2, "testing": 0, "unlabelled": 5}
+    datalist = load_datalist(out)
+    item = next(item for item in datalist["unlabelled"] if item["id"] == "medseg_radiopaedia9/4/002")
+    assert item.keys() == {"image", "lung", "hu_line", "patient", "id", "dataset"}
+    assert all("label" in item for item in datalist["validation"])
+    with pytest.raises(SplitError, match=r"stands on two sides: training .* and unlabelled"):
+        prepare("medseg_radiopaedia9", radiopaedia_slices, out, append=True)
+
+
 def test_radiopaedia_slice_form_refuses(radiopaedia_slices, tmp_path):
     out = tmp_path / "list.json"
     with pytest.raises(DatasetError, match=r"no volume \[10\] to validate on"):
@@ -288,9 +312,154 @@ def test_radiopaedia_slice_form_refuses(radiopaedia_slices, tmp_path):
     (radiopaedia_slices / "lung_masks" / "v3_z002.png").unlink()
     with pytest.raises(LayoutError, match=r"slice v3_z002, which index\.csv names"):
         prepare("medseg_radiopaedia9", radiopaedia_slices, out)
+    (radiopaedia_slices / "volumes.csv").write_text("volume,hu_slope\n1,5.5\n")
+    with pytest.raises(LayoutError, match=r"volumes\.csv has no column hu_intercept: expected the index that belongs"):
+        prepare("medseg_radiopaedia9", radiopaedia_slices, out)
     (radiopaedia_slices / "volumes.csv").unlink()
     with pytest.raises(LayoutError, match=r"volumes\.csv is missing"):
         prepare("medseg_radiopaedia9", radiopaedia_slices, out)
+
+
+# Sets without labels ------------------------------------------------------------------------------------------------
+
+
+def write_index(path: Path, rows: list[dict[str, str]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.fixture
+def soares(tmp_path) -> Path:
+    """Three slices of either class; covid/0003 is a duplicate that was left out."""
+    source = tmp_path / "soares"
+    rows = []
+    for c, name in enumerate(("covid", "noncovid")):
+        for k in (1, 2, 3):
+            duplicate = (name, k) == ("covid", 3)
+            rows.append({"name": f"{name}/{k:04d}", "note": f"dup_of:{name}/0002" if duplicate else ""})
+            if not duplicate:
+                save_slice((IMAGE + 830 + 40 * c + 10 * k).astype(np.uint8), source / name / f"{k:04d}.jpg")
+    write_index(source / "index.csv", rows)
+    return source
+
+
+@pytest.fixture
+def tcga(tmp_path) -> Path:
+    """Five slices; two of one patient, one without lung, one a duplicate."""
+    source = tmp_path / "tcga"
+    table = [("P1", "1", ""), ("P1", "1", ""), ("P2", "1", ""), ("P2", "0", ""), ("P3", "1", "ID_0000")]
+    rows = [
+        {"name": f"ID_{k:04d}", "patient": patient, "has_lung": lung, "duplicate_of": other}
+        for k, (patient, lung, other) in enumerate(table)
+    ]
+    for k in range(3):
+        save_slice((IMAGE + k + 1024).astype(np.uint16), source / "images" / f"ID_{k:04d}.png")
+    write_index(source / "index.csv", rows)
+    return source
+
+
+@pytest.fixture
+def luna(tmp_path) -> Path:
+    """Two slices of each patient."""
+    source = tmp_path / "luna"
+    for patient in (1, 2, 3):
+        for z in (0, 4):
+            save_slice((IMAGE + 830 + 10 * patient + z).astype(np.uint8), source / f"patient{patient}/z_{z:03d}.png")
+    return source
+
+
+@pytest.mark.parametrize("flag", [False, True])
+def test_soares_has_neither_line_nor_patient(soares, tmp_path, flag):
+    summary = prepare("sarscov2_ct_soares", soares, tmp_path / "list.json", unlabelled=flag)
+    assert summary.slices == {"training": 0, "validation": 0, "testing": 0, "unlabelled": 5}
+    assert summary.lesion_slices == {"training": 0, "validation": 0, "testing": 0}
+    assert summary.patients["unlabelled"] == 0
+    assert load_datalist(tmp_path / "list.json")["unlabelled"][2] == {
+        "image": "soares/noncovid/0001.jpg",
+        "patient": None,
+        "id": "sarscov2_ct_soares/noncovid/0001",
+        "dataset": "sarscov2_ct_soares",
+    }
+
+
+@pytest.mark.parametrize("flag", [False, True])
+def test_tcga_takes_slices_with_lung_in_hu(tcga, tmp_path, flag):
+    summary = prepare("tcga_lung62_hu", tcga, tmp_path / "list.json", unlabelled=flag)
+    assert summary.slices == {"training": 0, "validation": 0, "testing": 0, "unlabelled": 3}
+    assert summary.patients["unlabelled"] == 2
+    item = load_datalist(tmp_path / "list.json")["unlabelled"][1]
+    assert item == {
+        "image": "tcga/images/ID_0001.png",
+        "patient": "tcga_lung62_hu/P1",
+        "id": "tcga_lung62_hu/ID_0001",
+        "hu_line": [1.0, -1024.0],
+        "dataset": "tcga_lung62_hu",
+    }
+    assert np.array_equal(read_slice(tmp_path / item["image"]) - 1024.0, IMAGE + 1)
+
+
+@pytest.mark.parametrize("flag", [False, True])
+def test_luna_has_the_line_of_its_window(luna, tmp_path, flag):
+    summary = prepare("luna16_3pat_lungwin", luna, tmp_path / "list.json", unlabelled=flag)
+    assert summary.slices == {"training": 0, "validation": 0, "testing": 0, "unlabelled": 6}
+    assert summary.patients["unlabelled"] == 3
+    item = load_datalist(tmp_path / "list.json")["unlabelled"][3]
+    assert item["image"] == "luna/patient2/z_004.png" and item["id"] == "luna16_3pat_lungwin/patient2/004"
+    assert item["patient"] == "luna16_3pat_lungwin/patient2"
+    slope, intercept = item["hu_line"]
+    assert [slope * grey + intercept for grey in (0, 127.5, 255)] == pytest.approx([-1350, -600, 150])
+
+
+def test_unlabelled_sets_join_a_labelled_one_and_hash_with_it(medseg_slices, soares, tcga, luna, tmp_path):
+    out = tmp_path / "list.json"
+    before = prepare("medseg_sirm100", medseg_slices, out)
+    for name, source in (("sarscov2_ct_soares", soares), ("tcga_lung62_hu", tcga), ("luna16_3pat_lungwin", luna)):
+        summary = prepare(name, source, out, append=True)
+    assert summary.slices == {**before.slices, "unlabelled": 14}
+    assert summary.data_hash == data_hash(out) != before.data_hash
+    assert len(load_side(out, "unlabelled")) == 14
+    assert "label" not in load_decathlon_datalist(out, True, "unlabelled")[0]
+    labelled = load_side(out, "testing")[0]["image"]
+    Path(soares / "covid" / "0001.jpg").unlink()
+    Path(soares / "covid" / "0001.jpg").write_bytes(Path(labelled).read_bytes())
+    with pytest.raises(SplitError, match=r"image content .* stands on two sides: testing .* and unlabelled"):
+        prepare("sarscov2_ct_soares", soares, out, append=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "message"),
+    [
+        ("sarscov2_ct_soares", "soares/index.csv", r"index\.csv is missing: expected covid/NNNN\.jpg, noncovid/"),
+        ("sarscov2_ct_soares", "soares/covid/0001.jpg", r"0001\.jpg, which index\.csv names, is missing: expected"),
+        ("tcga_lung62_hu", "tcga/index.csv", r"index\.csv is missing: expected images/ID_NNNN\.png"),
+        ("tcga_lung62_hu", "tcga/images/ID_0002.png", r"ID_0002\.png, which index\.csv names, is missing: expected"),
+        ("luna16_3pat_lungwin", "luna/patient2", r"patient2 is missing: expected patient1/, patient2/ and patient3/"),
+    ],
+)
+def test_unlabelled_sets_refuse_missing_files(soares, tcga, luna, tmp_path, name, path, message):
+    (tmp_path / path).rename(tmp_path / "elsewhere")
+    with pytest.raises(LayoutError, match=message) as caught:
+        prepare(name, tmp_path / path.split("/")[0], tmp_path / "list.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_unlabelled_sets_refuse_other_layouts(soares, tcga, luna, tmp_path):
+    out = tmp_path / "list.json"
+    write_index(soares / "index.csv", [{"name": "covid/0001"}])
+    with pytest.raises(LayoutError, match=r"index\.csv has no column note: expected the index that belongs to the set"):
+        prepare("sarscov2_ct_soares", soares, out)
+    write_index(tcga / "index.csv", [{"name": "ID_0000", "patient": "", "has_lung": "1", "duplicate_of": ""}])
+    with pytest.raises(LayoutError, match=r"index\.csv names no patient of ID_0000: every slice must have one"):
+        prepare("tcga_lung62_hu", tcga, out)
+    (luna / "patient1" / "z_004.png").rename(luna / "patient1" / "slice4.png")
+    with pytest.raises(LayoutError, match=r"slice4\.png is not named by its slice number: expected patient1/"):
+        prepare("luna16_3pat_lungwin", luna, out)
+    for path in (luna / "patient1").iterdir():
+        path.unlink()
+    with pytest.raises(LayoutError, match=r"patient1 holds no slice file"):
+        prepare("luna16_3pat_lungwin", luna, out)
 
 
 # The real files -----------------------------------------------------------------------------------------------------
@@ -299,11 +468,12 @@ def test_radiopaedia_slice_form_refuses(radiopaedia_slices, tmp_path):
 def test_real_sets_join_without_a_patient_on_two_sides(shared_data, tmp_path):
     medseg_source, radiopaedia_source = shared_data("medseg_sirm100"), shared_data("medseg_radiopaedia9")
     out = tmp_path / "real.json"
-    assert prepare("medseg_sirm100", medseg_source, out).slices == {"training": 50, "validation": 0, "testing": 48}
+    first = prepare("medseg_sirm100", medseg_source, out)
+    assert first.slices == {"training": 50, "validation": 0, "testing": 48, "unlabelled": 0}
     both = prepare("medseg_radiopaedia9", radiopaedia_source, out, append=True)
-    assert both.slices == {"training": 424, "validation": 102, "testing": 48}
+    assert both.slices == {"training": 424, "validation": 102, "testing": 48, "unlabelled": 0}
     assert both.lesion_slices == {"training": 257, "validation": 81, "testing": 48}
-    assert both.patients == {"training": 5, "validation": 2, "testing": 0} and both.dropped == 0
+    assert both.patients == {"training": 5, "validation": 2, "testing": 0, "unlabelled": 0} and both.dropped == 0
     testing = sorted(int(item["id"][-3:]) for item in load_datalist(out)["testing"])
     assert tuple(testing) == medseg.INFNET_TEST
 
@@ -320,3 +490,29 @@ def test_real_semiseg_masks_are_crops_of_medsegs(shared_data, tmp_path):
         y, x = np.unravel_index(fit.argmax(), fit.shape)
         assert fit[y, x] > 0.99
         assert np.array_equal(whole[y : y + mask.shape[0], x : x + mask.shape[1]] % 3, mask)
+
+
+@pytest.mark.parametrize(
+    ("name", "slices", "patients"),
+    [("sarscov2_ct_soares", 2479, 0), ("tcga_lung62_hu", 62, 41), ("luna16_3pat_lungwin", 196, 3)],
+)
+def test_real_unlabelled_sets_are_whole(shared_data, tmp_path, name, slices, patients):
+    summary = prepare(name, shared_data(name), tmp_path / "list.json")
+    assert summary.slices == {"training": 0, "validation": 0, "testing": 0, "unlabelled": slices}
+    assert summary.patients["unlabelled"] == patients and summary.dropped == 0
+
+
+@pytest.mark.parametrize("name", ["tcga_lung62_hu", "luna16_3pat_lungwin"])
+def test_real_lung_lies_at_its_density_after_the_line(shared_data, tmp_path, name):
+    prepare(name, shared_data(name), tmp_path / "list.json")
+    medians = []
+    items = load_side(tmp_path / "list.json", "unlabelled")[::4]
+    for item in items:
+        slope, intercept = item["hu_line"]
+        hu = slope * read_slice(Path(item["image"])) + intercept
+        inner = ndimage.binary_fill_holes(ndimage.binary_opening(hu > -300, iterations=2)) & (hu < -400)
+        if np.count_nonzero(inner) > 2000:
+            medians.append(np.median(hu[inner]))
+    assert len(medians) > 0.7 * len(items)
+    assert -920 < np.median(medians) < -750
+    assert np.mean((np.array(medians) > -960) & (np.array(medians) < -600)) > 0.9
