@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,21 @@ from urllib.parse import urlparse
 
 import numpy as np
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunInfo
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 from mlflow.utils.time import get_current_time_millis
 
 from covid_monai import __version__
+from covid_monai.tracking.identifiers import hashed_id
+from covid_monai.tracking.lineage import recorded_run
+from covid_monai.tracking.system import system_metrics
 
 __all__ = ["TrackedRun", "git_commit"]
 
 logger = logging.getLogger(__name__)
+
+DIGEST_LENGTH = 36  # MLflow's limit
 
 
 def git_commit() -> str | None:
@@ -46,17 +52,24 @@ class TrackedRun:
     """An MLflow run around a stage of work, see :meth:`execute`.
 
     MONAI's own handler leaves a crashed run RUNNING, and the next run without a name joins it; here the run ends with
-    the stage. A small record file lets a resumed stage reopen its run.
+    the stage. A small record file lets a resumed stage reopen its run. The load of the machine is recorded meanwhile.
 
     Args:
         tracking_uri: where MLflow keeps its runs; a database as ``sqlite:///mlflow.db`` (MLflow refuses file stores).
         experiment: name of the experiment; made when it does not exist.
         name: name of the run.
         params: what to record as parameters; no path and nothing that identifies a patient.
-        tags: what to record as tags, None values are left out.
+        tags: what to record as tags, None values are left out; also a parent run that this store does not know, which
+            is of weights from elsewhere, see :func:`~covid_monai.tracking.lineage`.
         record: JSON file that keeps the run's id. A run recorded there is reopened when ``resume`` is set.
         resume: continue the recorded run instead of beginning a new one.
         enabled: False makes every method do nothing but :meth:`execute` its stage (processes other than the first).
+        data: the datalist items of each side that the stage uses. Each side is recorded as an MLflow data set named by
+            its data sets and side, whose digest is the beginning of the tag ``data_hash``; the artifact ``data.json``
+            lists the slices of each side by :func:`~covid_monai.tracking.hashed_id`.
+
+    Raises:
+        ValueError: when ``data`` is given without the tag ``data_hash``.
     """
 
     def __init__(
@@ -69,6 +82,7 @@ class TrackedRun:
         record: str | os.PathLike | None = None,
         resume: bool = False,
         enabled: bool = True,
+        data: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     ) -> None:
         self.tracking_uri = tracking_uri
         self.experiment = experiment
@@ -78,6 +92,9 @@ class TrackedRun:
         self.record = None if record is None else Path(record)
         self.resume = resume
         self.enabled = enabled
+        self.data = dict(data or {})
+        if self.data and self.tags.get("data_hash") is None:
+            raise ValueError("data is given without the tag data_hash: add it to tags, data sets are named by it.")
         self.run_id: str | None = None
         self._client: MlflowClient | None = None
 
@@ -98,8 +115,9 @@ class TrackedRun:
             return stage()
         try:
             with _terminate_as_interrupt():
-                self._begin()
-                result = stage()
+                run_id, resumed = self._begin()
+                with system_metrics(self.tracking_uri, run_id, resumed):
+                    result = stage()
         except (KeyboardInterrupt, SystemExit):
             self._end("KILLED")
             raise
@@ -122,6 +140,11 @@ class TrackedRun:
         if self.run_id is not None:
             self.client.log_image(self.run_id, image, name)
 
+    def log_json(self, content: dict[str, Any], name: str) -> None:
+        """Record JSON as the artifact ``name``."""
+        if self.run_id is not None:
+            self.client.log_dict(self.run_id, content, name)
+
     def log_tags(self, tags: Mapping[str, Any]) -> None:
         """Record tags; None values are left out."""
         if self.run_id is not None:
@@ -129,27 +152,49 @@ class TrackedRun:
                 if value is not None:
                     self.client.set_tag(self.run_id, key, str(value))
 
-    def _begin(self) -> None:
+    def _begin(self) -> tuple[str, bool]:
+        """Begin a run or reopen the recorded one: its id, and whether it was reopened."""
         self.run_id = self._recorded() if self.resume else None
+        resumed = self.run_id is not None
         if self.run_id is None:
-            run = self.client.create_run(self._experiment_id(), run_name=self.name)
-            self.run_id = run.info.run_id
+            self.run_id = self.client.create_run(self.experiment_id(), run_name=self.name).info.run_id
             params = [Param(key, str(value)) for key, value in self.params.items()]
             self.client.log_batch(self.run_id, params=params)
+            self._log_data(self.run_id)
         else:
             self.client.update_run(self.run_id, status="RUNNING")
             if "error" in self.client.get_run(self.run_id).data.tags:  # of the attempt that failed
                 self.client.delete_tag(self.run_id, "error")
             logger.info("continuing the MLflow run %s", self.run_id)
-        self._log_new_tags()
+        self._log_new_tags(self.run_id)
         if self.record is not None:
             self.record.parent.mkdir(parents=True, exist_ok=True)
             self.record.write_text(json.dumps({"experiment": self.experiment, "run_id": self.run_id}) + "\n")
+        return self.run_id, resumed
 
-    def _log_new_tags(self) -> None:
+    def _log_data(self, run_id: str) -> None:
+        """Record which slices the run uses, by hashes alone: MLflow's own data sets would record their paths."""
+        if not self.data:
+            return
+        data_hash = str(self.tags["data_hash"])
+        source = json.dumps({"data_hash": data_hash})
+        inputs = []
+        for side, items in self.data.items():
+            name = f"{'+'.join(sorted({item['dataset'] for item in items}))}/{side}"
+            tags = [InputTag(MLFLOW_DATASET_CONTEXT, side), InputTag("slices", str(len(items)))]
+            inputs.append(DatasetInput(Dataset(name, data_hash[:DIGEST_LENGTH], "datalist", source), tags))
+        self.client.log_inputs(run_id, inputs)
+        self.log_json(
+            {side: [hashed_id(item["id"]) for item in items] for side, items in self.data.items()}, "data.json"
+        )
+
+    def _log_new_tags(self, run_id: str) -> None:
         """Record the tags; those of a reopened run stay, and what has changed since is recorded beside them."""
-        there = self.client.get_run(self.run_id or "").data.tags
+        there = self.client.get_run(run_id).data.tags
         new = {key: value for key, value in self.tags.items() if value is not None and there.get(key) != str(value)}
+        if (parent := new.get(MLFLOW_PARENT_RUN_ID)) is not None and self._info(parent) is None:
+            logger.warning("the weights are of run %s, which this tracking store does not know: no parent run", parent)
+            del new[MLFLOW_PARENT_RUN_ID]
         self.log_tags({f"resumed_{key}" if key in there else key: value for key, value in new.items()})
 
     def _end(self, status: str) -> None:
@@ -157,16 +202,20 @@ class TrackedRun:
             self.client.set_terminated(self.run_id, status)
 
     def _recorded(self) -> str | None:
-        """Run id in the record file when this tracking store knows it."""
-        if self.record is None or not self.record.exists():
-            return None
-        try:
-            info = self.client.get_run(json.loads(self.record.read_text())["run_id"]).info
-        except (ValueError, TypeError, KeyError, MlflowException):  # torn by a kill, or of another store
-            return None
-        return info.run_id if info.experiment_id == self._experiment_id() else None
+        """Run id in the record file when it is of a run of this experiment in this tracking store."""
+        run_id = None if self.record is None else recorded_run(self.record)
+        info = None if run_id is None else self._info(run_id)
+        return run_id if info is not None and info.experiment_id == self.experiment_id() else None
 
-    def _experiment_id(self) -> str:
+    def _info(self, run_id: str) -> RunInfo | None:
+        """What the tracking store knows of a run; None where it knows no such run."""
+        try:
+            return self.client.get_run(run_id).info
+        except MlflowException:
+            return None
+
+    def experiment_id(self) -> str:
+        """Id of the experiment, which is made when it does not exist, as is the store."""
         experiment = self.client.get_experiment_by_name(self.experiment)
         if experiment is not None:
             return experiment.experiment_id

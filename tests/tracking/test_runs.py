@@ -13,19 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import DatasetInput, Run
 from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from covid_monai import __version__
-from covid_monai.tracking import TrackedRun, git_commit, runs
+from covid_monai.tracking import TrackedRun, git_commit, hashed_id, runs
 
 PATIENT = "PID4711"
-
-
-@pytest.fixture
-def client(tracking_uri: str) -> MlflowClient:
-    return MlflowClient(tracking_uri)
 
 
 def tracked(uri: str, **options: Any) -> TrackedRun:
@@ -226,7 +221,8 @@ def test_metrics_that_are_not_finite_are_left_out(tracking_uri: str, client: Mlf
     run = tracked(tracking_uri)
     values = {"a": 1.5, "b": float("nan"), "c": float("inf"), "d": np.float32(2)}
     run.execute(lambda: run.log_metrics(values, 4))
-    assert only_run(client).data.metrics == {"a": 1.5, "d": 2.0}
+    metrics = only_run(client).data.metrics
+    assert {name: value for name, value in metrics.items() if "/" not in name} == {"a": 1.5, "d": 2.0}
     assert [m.step for m in client.get_metric_history(run.run_id or "", "a")] == [4]
 
 
@@ -282,14 +278,75 @@ def test_no_path_user_or_patient_stands_in_parameters_and_tags(tracking_uri: str
         ]
 
 
+# data ----------------------------------------------------------------------------------------------------------------
+
+DATA_HASH = "0123456789abcdef" * 4
+
+
+def slices(*ids: str, dataset: str = "medseg") -> list[dict[str, Any]]:
+    return [{"image": f"/data/{each}.png", "id": f"{dataset}/{each}", "dataset": dataset} for each in ids]
+
+
+def dataset_inputs(run: Run) -> list[DatasetInput]:
+    assert run.inputs is not None
+    return run.inputs.dataset_inputs
+
+
+def test_data_are_recorded_by_hash_with_hashed_ids(tracking_uri: str, client: MlflowClient, tmp_path: Path):
+    sides = {"training": slices("a", "b") + slices("a", dataset="phantom"), "validation": slices("c")}
+    run = tracked(tracking_uri, tags={"data_hash": DATA_HASH}, data=sides)
+    run.execute(lambda: None)
+    inputs = {i.dataset.name: i for i in dataset_inputs(only_run(client))}
+    assert inputs.keys() == {"medseg+phantom/training", "medseg/validation"}
+    for name, side, count in (("medseg+phantom/training", "training", "3"), ("medseg/validation", "validation", "1")):
+        dataset, marks = inputs[name].dataset, {tag.key: tag.value for tag in inputs[name].tags}
+        assert dataset.digest == DATA_HASH[:36]
+        assert (dataset.source_type, json.loads(dataset.source)) == ("datalist", {"data_hash": DATA_HASH})
+        assert marks == {"mlflow.data.context": side, "slices": count}
+    written = tmp_path / "store" / "mlruns" / "lungs" / (run.run_id or "") / "artifacts" / "data.json"
+    assert json.loads(written.read_text()) == {
+        "training": [hashed_id(each) for each in ("medseg/a", "medseg/b", "phantom/a")],
+        "validation": [hashed_id("medseg/c")],
+    }
+
+
+def test_runs_on_a_share_of_the_same_data_have_their_own_counts(tracking_uri: str, client: MlflowClient):
+    for share in (2, 1):
+        tags = {"data_hash": DATA_HASH}
+        tracked(tracking_uri, tags=tags, data={"training": slices("a", "b")[:share]}).execute(lambda: None)
+    found = [dataset_inputs(run)[0] for run in all_runs(client)]
+    assert found[0].dataset == found[1].dataset
+    assert sorted(tag.value for i in found for tag in i.tags if tag.key == "slices") == ["1", "2"]
+
+
+def test_a_resumed_run_keeps_its_data(tracking_uri: str, client: MlflowClient, tmp_path: Path):
+    options: dict[str, Any] = {"record": tmp_path / "tracking.json", "tags": {"data_hash": DATA_HASH}}
+    for resume in (False, True):
+        tracked(tracking_uri, data={"training": slices("a")}, resume=resume, **options).execute(lambda: None)
+    assert len(dataset_inputs(only_run(client))) == 1
+
+
+@pytest.mark.parametrize("tags", [{}, {"data_hash": None}])
+def test_data_without_their_hash_are_refused(tracking_uri: str, tags: dict[str, Any]):
+    with pytest.raises(ValueError, match=r"^data is given without the tag data_hash: add it"):
+        tracked(tracking_uri, tags=tags, data={"training": slices("a")})
+
+
 def test_a_disabled_run_writes_nothing(tmp_path: Path):
     run = TrackedRun(
-        f"sqlite:///{tmp_path}/mlflow.db", "lungs", "training", record=tmp_path / "tracking.json", enabled=False
+        f"sqlite:///{tmp_path}/mlflow.db",
+        "lungs",
+        "training",
+        tags={"data_hash": DATA_HASH},
+        record=tmp_path / "tracking.json",
+        enabled=False,
+        data={"training": slices("a")},
     )
 
     def stage() -> int:
         run.log_metrics({"loss": 1.0}, 1)
         run.log_image(np.zeros((2, 2), np.uint8), "first.png")
+        run.log_json({"a": 1}, "a.json")
         run.log_tags({"a": 1})
         return 3
 
