@@ -1,17 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the bundles' training configs name beyond MONAI's own engines and handlers."""
 
-from covid_monai.training.batches import prepare_edge_batch
+from covid_monai.training.batches import PreparePriorBatch, prepare_edge_batch, prepare_image_batch
 from covid_monai.training.checkpoints import Checkpoints, SeedEpochs
+from covid_monai.training.coach_trainer import (
+    CoachSchedule,
+    Inpainting,
+    KeepFraction,
+    PretextEvaluator,
+    PretextTrainer,
+    RotationHead,
+    RotationPrediction,
+)
 from covid_monai.training.distributed import BroadcastBuffers
-from covid_monai.training.metrics import ThresholdAveraged
-from covid_monai.training.sampling import balanced_weights
+from covid_monai.training.metrics import ClassMeanDice, ThresholdAveraged
+from covid_monai.training.sampling import balanced_weights, take_fraction
 
 __all__ = [
     "BroadcastBuffers",
     "Checkpoints",
+    "ClassMeanDice",
+    "CoachSchedule",
+    "Inpainting",
+    "KeepFraction",
+    "PreparePriorBatch",
+    "PretextEvaluator",
+    "PretextTrainer",
+    "RotationHead",
+    "RotationPrediction",
     "SeedEpochs",
     "ThresholdAveraged",
     "balanced_weights",
     "prepare_edge_batch",
+    "prepare_image_batch",
+    "take_fraction",
 ]

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics that MONAI does not have. Hard Dice is MONAI's own ``DiceMetric``."""
+"""Metrics that MONAI does not have. Hard Dice of one class is MONAI's own ``DiceMetric``."""
 
 from __future__ import annotations
 
-import torch
-from monai.metrics import CumulativeIterationMetric
+from typing import Any
 
-__all__ = ["ThresholdAveraged"]
+import torch
+from monai.metrics import CumulativeIterationMetric, DiceMetric
+
+__all__ = ["ClassMeanDice", "ThresholdAveraged"]
 
 STATISTICS = ("dice", "sensitivity", "specificity")
 
@@ -73,3 +75,18 @@ class ThresholdAveraged(CumulativeIterationMetric):
         if not isinstance(data, torch.Tensor):
             raise ValueError("no image was evaluated: call the metric before aggregate().")
         return data.mean()
+
+
+class ClassMeanDice(DiceMetric):
+    """MONAI's hard Dice, averaged over slices first and over classes then, so that each class weighs the same.
+
+    A class is averaged over the slices that have it in the reference (``ignore_empty``); with
+    ``include_background=False`` background is no class. The arguments are those of :class:`monai.metrics.DiceMetric`.
+    """
+
+    def aggregate(self, reduction: Any = None) -> torch.Tensor:  # type: ignore[override]
+        """Mean over the classes that any slice has, a scalar tensor; NaN when none has any."""
+        values = self.get_buffer()
+        if not isinstance(values, torch.Tensor):
+            raise ValueError("no image was evaluated: call the metric before aggregate().")
+        return values.nanmean(0).nanmean()

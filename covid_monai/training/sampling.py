@@ -3,11 +3,33 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["balanced_weights"]
+import numpy as np
+
+__all__ = ["balanced_weights", "take_fraction"]
+
+Item = TypeVar("Item")
+
+
+def take_fraction(items: Sequence[Item], fraction: float, seed: int) -> list[Item]:
+    """A random share of the items, at least one, in their order; of one seed, smaller shares lie within larger ones.
+
+    Args:
+        items: a datalist's items.
+        fraction: above 0 and at most 1; the number is rounded up.
+        seed: of the draw.
+
+    Raises:
+        ValueError: if the fraction is out of its range.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"label_fraction is {fraction}: give a share above 0 and at most 1.")
+    chosen = np.random.default_rng(seed).permutation(len(items))[: math.ceil(round(fraction * len(items), 6))]
+    return [items[index] for index in sorted(chosen)]
 
 
 def balanced_weights(items: Sequence[Mapping[str, Any]], keys: Sequence[str] = ("dataset", "lesion")) -> list[float]:

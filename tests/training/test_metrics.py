@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from covid_monai.training import ThresholdAveraged
+from covid_monai.training import ClassMeanDice, ThresholdAveraged
 
 STATISTICS = ("dice", "sensitivity", "specificity")
 
@@ -145,3 +145,33 @@ def test_a_missing_or_other_mask_is_refused(mask: torch.Tensor | None):
 def test_a_mean_over_no_image_is_refused():
     with pytest.raises(ValueError, match="no image was evaluated"):
         ThresholdAveraged().aggregate()
+
+
+def one_hot(*codes: int) -> torch.Tensor:
+    """(1, 3, 1, N) from class codes."""
+    return torch.nn.functional.one_hot(torch.tensor(codes), 3).T[None, :, None]
+
+
+def test_classes_weigh_the_same_however_many_slices_have_them():
+    metric = ClassMeanDice(include_background=False)
+    metric(one_hot(1, 1, 0, 0), one_hot(1, 0, 0, 0))  # ground glass 2/3, consolidation in neither
+    metric(one_hot(1, 2, 0, 0), one_hot(1, 1, 0, 0))  # ground glass 2/3, consolidation a false alarm: not counted
+    metric(one_hot(0, 1, 2, 2), one_hot(0, 1, 2, 0))  # ground glass 1, consolidation 2/3
+    assert metric.aggregate().item() == pytest.approx(((2 / 3 + 2 / 3 + 1) / 3 + 2 / 3) / 2)
+
+
+def test_a_class_that_no_slice_has_is_left_out():
+    metric = ClassMeanDice(include_background=False)
+    metric(one_hot(1, 1, 0, 0), one_hot(1, 0, 0, 0))
+    assert metric.aggregate().item() == pytest.approx(2 / 3)
+
+
+def test_background_is_no_class():
+    metric = ClassMeanDice(include_background=False)
+    metric(one_hot(0, 0, 0, 0), one_hot(0, 0, 0, 1))
+    assert metric.aggregate().item() == 0
+
+
+def test_class_mean_dice_without_images_is_refused():
+    with pytest.raises(ValueError, match="no image was evaluated"):
+        ClassMeanDice().aggregate()

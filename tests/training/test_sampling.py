@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from covid_monai.training import balanced_weights
+from covid_monai.training import balanced_weights, take_fraction
 
 
 def test_values_worked_out_by_hand():
@@ -41,3 +41,28 @@ def test_every_group_has_the_same_share(items: list[dict]):
     for item, weight in zip(items, balanced_weights(items), strict=True):
         shares[item["dataset"], item["lesion"]] += weight
     assert list(shares.values()) == pytest.approx([1 / len(shares)] * len(shares))
+
+
+@given(st.integers(1, 40), st.floats(0.01, 1), st.floats(0.01, 1), st.integers(0, 5))
+def test_smaller_fractions_lie_within_larger_ones(count, one, other, seed):
+    small, large = sorted((one, other))
+    items = list(range(count))
+    few, many = take_fraction(items, small, seed), take_fraction(items, large, seed)
+    assert set(few) <= set(many)
+    assert few == sorted(few)
+    assert 1 <= len(few) <= count
+
+
+@pytest.mark.parametrize(("fraction", "count"), [(0.2, 10), (0.1, 5), (0.01, 1), (0.21, 11), (1, 50)])
+def test_the_number_of_a_fraction_is_rounded_up(fraction, count):
+    assert len(take_fraction(range(50), fraction, 0)) == count
+
+
+def test_another_seed_draws_others():
+    assert take_fraction(range(50), 0.2, 0) != take_fraction(range(50), 0.2, 1)
+
+
+@pytest.mark.parametrize("fraction", [0, -0.1, 1.01])
+def test_other_fractions_are_refused(fraction):
+    with pytest.raises(ValueError, match="label_fraction"):
+        take_fraction([1, 2], fraction, 0)

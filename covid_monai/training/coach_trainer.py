@@ -1,0 +1,441 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pre-training without labels: a trainer, and the pretext tasks it runs.
+
+Fung et al. 2020 (J Transl Med 2021), Algorithm 1: a coach network learns which cells of a slice to erase so that
+rebuilding them is hard, and the segmentation network learns to rebuild them. Singh et al., BMVC 2018.
+
+A pretext task is a class with a ``step``, see :class:`PretextTask`; :class:`PretextTrainer` does the rest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from monai.engines import Evaluator, Trainer
+from monai.inferers import Inferer, SimpleInferer
+from torch import nn
+from torch.optim import Optimizer
+
+from covid_monai.losses import CoachLoss, InpaintingLoss
+from covid_monai.networks import CoachNet
+from covid_monai.transforms import RandCellMask
+
+__all__ = [
+    "CoachSchedule",
+    "Inpainting",
+    "KeepFraction",
+    "PretextEvaluator",
+    "PretextStep",
+    "PretextTask",
+    "PretextTrainer",
+    "RotationHead",
+    "RotationPrediction",
+]
+
+Phase = Literal["random", "coach", "network"]
+
+
+@dataclass(frozen=True)
+class PretextStep:
+    """One step of a pretext task: what is to be lowered, and whose parameters may move.
+
+    Attributes:
+        loss: scalar with a gradient.
+        optimizer: of the parameters that the step trains.
+        scalars: figures to record.
+    """
+
+    loss: torch.Tensor
+    optimizer: Optimizer
+    scalars: dict[str, float] = field(default_factory=dict)
+
+
+class PretextTask(Protocol):
+    """What a network can learn from slices without labels."""
+
+    def step(self, inputs: torch.Tensor, epoch: int, step: int) -> PretextStep:
+        """Compute the loss of one batch.
+
+        Args:
+            inputs: slices (B, C, H, W) in [0, 1]; the first channel is the image.
+            epoch: number of the epoch, from 1.
+            step: number of the batch in its epoch, from 0.
+        """
+        ...
+
+
+class PretextTrainer(Trainer):
+    """Train by a pretext task, in the manner of MONAI's ``GanTrainer``.
+
+    The output of each iteration holds ``loss`` and the task's scalars. The gradient scaler is given, not made inside,
+    so that a checkpoint can hold it and a resumed run goes on as an unbroken one.
+
+    Args:
+        device: where to train.
+        max_epochs: epochs in all.
+        train_data_loader: batches that ``prepare_batch`` understands.
+        task: what is trained, and how.
+        prepare_batch: called with batch, device and ``non_blocking``; returns the task's inputs (B, C, H, W).
+        scaler: of gradients in float16; None for none.
+        train_handlers: ignite handlers.
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str,
+        max_epochs: int,
+        train_data_loader: Any,
+        task: PretextTask,
+        prepare_batch: Callable[..., torch.Tensor],
+        scaler: torch.amp.GradScaler | None = None,
+        train_handlers: Sequence[Any] | None = None,
+    ) -> None:
+        super().__init__(
+            device=device,
+            max_epochs=max_epochs,
+            data_loader=train_data_loader,
+            prepare_batch=prepare_batch,
+            handlers=train_handlers,
+            decollate=False,
+        )
+        self.task = task
+        self.gradient_scaler = scaler or torch.amp.GradScaler("cuda", enabled=False)
+
+    def _iteration(self, engine: Any, batchdata: dict[str, torch.Tensor]) -> dict[str, Any]:
+        inputs = engine.prepare_batch(batchdata, engine.state.device, engine.non_blocking)
+        step = engine.task.step(inputs, engine.state.epoch, (engine.state.iteration - 1) % engine.state.epoch_length)
+        step.optimizer.zero_grad(set_to_none=True)
+        engine.gradient_scaler.scale(step.loss).backward()
+        engine.gradient_scaler.step(step.optimizer)
+        engine.gradient_scaler.update()
+        return {"loss": step.loss.detach(), **step.scalars}
+
+
+@dataclass(frozen=True)
+class CoachSchedule:
+    """When the coach learns and when the network does, after a warm-up with random masks.
+
+    Algorithm 1 trains both in every epoch, first the coach: ``CoachSchedule(20, 80, unit="steps")`` over epochs of 100
+    batches. The authors' code trains in blocks: ``CoachSchedule(2, 8, warm_up=10, unit="epochs")``.
+
+    Attributes:
+        coach: length of a coach block.
+        network: length of a network block.
+        warm_up: epochs in which the network learns from random masks before the coach comes in.
+        unit: whether blocks are counted in steps, anew in each epoch, or in epochs.
+
+    Raises:
+        ValueError: if a length is negative, a block of the network is empty, or the unit is unknown.
+    """
+
+    coach: int = 1
+    network: int = 4
+    warm_up: int = 0
+    unit: Literal["steps", "epochs"] = "epochs"
+
+    def __post_init__(self) -> None:
+        if self.coach < 0 or self.network < 1 or self.warm_up < 0:
+            raise ValueError(
+                f"CoachSchedule: coach {self.coach}, network {self.network}, warm_up {self.warm_up}; "
+                "give at least 0, 1 and 0"
+            )
+        if self.unit not in ("steps", "epochs"):
+            raise ValueError(f"CoachSchedule: unit is {self.unit!r}; choose steps or epochs")
+
+    def phase(self, epoch: int, step: int) -> Phase:
+        """What the batch ``step`` (from 0) of an epoch (from 1) is for."""
+        if epoch <= self.warm_up:
+            return "random"
+        position = step if self.unit == "steps" else epoch - 1 - self.warm_up
+        return "coach" if position % (self.coach + self.network) < self.coach else "network"
+
+
+@dataclass(frozen=True)
+class KeepFraction:
+    """Share of a slice's cells that masks keep, constant or changing linearly over the epochs.
+
+    Attributes:
+        start: in the first epoch, between 0 and 1.
+        end: from the epoch ``epochs`` on; None keeps the start.
+        epochs: how long the change takes.
+
+    Raises:
+        ValueError: if a share is not between 0 and 1.
+    """
+
+    start: float = 0.75
+    end: float | None = None
+    epochs: int = 1
+
+    def __post_init__(self) -> None:
+        for share in (self.start, self.end):
+            if share is not None and not 0 < share < 1:
+                raise ValueError(f"KeepFraction: {share} is no share between 0 and 1")
+
+    def at(self, epoch: int) -> float:
+        """Share in an epoch (from 1)."""
+        if self.end is None:
+            return self.start
+        progress = min(1.0, (epoch - 1) / max(1, self.epochs - 1))
+        return self.start + progress * (self.end - self.start)
+
+
+class Inpainting:
+    """Rebuild what a mask erased; the mask is random, or a coach's that learns to make rebuilding hard.
+
+    In a coach step the network stands still, batch statistics too: the coach lowers ``1 - L_rec(x * M)`` (Eq. 1) with
+    a soft mask. In a network step the coach stands still and its mask is nearly binary.
+
+    Args:
+        network: with inpainting heads, see :func:`covid_monai.networks.with_inpainting_heads`.
+        optimizer: of the network.
+        random_masks: makes the masks of the warm-up, and all masks when there is no coach.
+        coach: None for random masks throughout.
+        coach_optimizer: of the coach.
+        schedule: of coach and network; without coach every step is a network step.
+        keep_fraction: share of the cells that is kept.
+        loss: of the reconstruction.
+        coach_loss: of the coach.
+        alpha: steepness of the coach's mask in network steps; ``math.inf`` is binary.
+        sample: whether network steps draw the coach's latent or take its mean.
+        detach: True lets the coach's gradient flow through the erased image only, not through the loss's weights.
+        inferer: runs the networks, such as :class:`covid_monai.inference.AutocastInferer`.
+
+    Raises:
+        ValueError: if a coach has no optimiser.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: Optimizer,
+        random_masks: RandCellMask,
+        coach: CoachNet | None = None,
+        coach_optimizer: Optimizer | None = None,
+        schedule: CoachSchedule | None = None,
+        keep_fraction: KeepFraction | None = None,
+        loss: InpaintingLoss | None = None,
+        coach_loss: CoachLoss | None = None,
+        alpha: float = math.inf,
+        sample: bool = True,
+        detach: bool = False,
+        inferer: Inferer | None = None,
+    ) -> None:
+        if coach is not None and coach_optimizer is None:
+            raise ValueError("Inpainting: the coach has no optimiser; give coach_optimizer")
+        self.network = network
+        self.optimizer = optimizer
+        self.random_masks = random_masks
+        self.coach = coach
+        self.coach_optimizer = coach_optimizer
+        self.schedule = schedule or CoachSchedule()
+        self.keep_fraction = keep_fraction or KeepFraction(random_masks.keep_fraction)
+        self.loss = loss or InpaintingLoss()
+        self.coach_loss = coach_loss or CoachLoss()
+        self.alpha = alpha
+        self.sample = sample
+        self.detach = detach
+        self.inferer = inferer or SimpleInferer()
+
+    def step(self, inputs: torch.Tensor, epoch: int, step: int) -> PretextStep:
+        """One coach step or one network step, as the schedule has it."""
+        share = self.keep_fraction.at(epoch)
+        self.random_masks.keep_fraction = share
+        if self.coach is None:
+            return self._network_step(inputs, random_masks_like(inputs, self.random_masks), share)
+        self.coach.keep_fraction = share
+        phase = self.schedule.phase(epoch, step)
+        if phase == "coach":
+            return self._coach_step(inputs, self.coach, share)
+        if phase == "random":
+            return self._network_step(inputs, random_masks_like(inputs, self.random_masks), share)
+        mask = self.inferer(inputs, self.coach.masks, alpha=self.alpha, sample=self.sample)
+        return self._network_step(inputs, mask, share)
+
+    def _network_step(self, inputs: torch.Tensor, mask: torch.Tensor, share: float) -> PretextStep:
+        self.network.train()
+        loss = self.loss(self.inferer(inputs * mask, self.network), inputs[:, :1], mask)
+        return PretextStep(loss, self.optimizer, {"network_loss": float(loss.detach()), "erased_share": 1 - share})
+
+    def _coach_step(self, inputs: torch.Tensor, coach: CoachNet, share: float) -> PretextStep:
+        coach.train()
+        mask, mean, log_variance = self.inferer(inputs, coach)
+        with _still(self.network):
+            maps = self.inferer(inputs * mask, self.network.maps)
+        reconstruction = self.loss(maps, inputs[:, :1], mask.detach() if self.detach else mask)
+        loss = self.coach_loss(reconstruction, mean, log_variance)
+        assert self.coach_optimizer is not None
+        return PretextStep(loss, self.coach_optimizer, {"coach_loss": float(loss.detach()), "erased_share": 1 - share})
+
+
+class RotationHead(nn.Module):
+    """Which of four rotations a slice was turned by, read from the network's deepest features.
+
+    Args:
+        channels: of those features.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(channels, 4)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Logits (B, 4) for 0, 90, 180 and 270 degrees from features (B, channels, h, w)."""
+        return self.classifier(features.mean((2, 3)))
+
+
+class RotationPrediction:
+    """Tell by how many quarter turns a slice was rotated: trains the encoder only (named in the paper as another task).
+
+    The central square of each slice is turned. Slices must not be flipped or turned by augmentation beforehand, beyond
+    what leaves the answer clear.
+
+    Args:
+        network: has ``features(x)``, its deepest features.
+        head: reads the rotation from them.
+        optimizer: of both.
+        inferer: runs the network.
+    """
+
+    def __init__(
+        self, network: nn.Module, head: RotationHead, optimizer: Optimizer, inferer: Inferer | None = None
+    ) -> None:
+        self.network = network
+        self.head = head
+        self.optimizer = optimizer
+        self.inferer = inferer or SimpleInferer()
+
+    def step(self, inputs: torch.Tensor, epoch: int, step: int) -> PretextStep:
+        """Turn each slice at random and predict the turn."""
+        self.network.train()
+        turns = torch.randint(4, (len(inputs),), device="cpu")
+        logits = self.head(self.inferer(turned(inputs, turns), self.network.features).float())
+        target = turns.to(logits.device)
+        loss = F.cross_entropy(logits, target)
+        accuracy = float((logits.argmax(1) == target).float().mean())
+        return PretextStep(loss, self.optimizer, {"accuracy": accuracy})
+
+
+class PretextEvaluator(Evaluator):
+    """How well slices that were not trained on are rebuilt, under random masks and under the coach's.
+
+    Metrics, means over slices of the squared error over erased pixels: ``val_error_random``; ``val_error_mean`` for
+    filling the same holes with the mean of what is left of the slice; with a coach ``val_error_coach``, and
+    ``val_mask_overlap``, the mean Jaccard index of the areas erased in two different slices (1: one fixed pattern;
+    random masks that keep a share k: about (1 - k) / (1 + k)). The same random masks are drawn in every run.
+
+    Args:
+        device: where to evaluate.
+        val_data_loader: batches that ``prepare_batch`` understands, of two slices or more.
+        task: the inpainting to evaluate.
+        prepare_batch: as in :class:`PretextTrainer`.
+        seed: of the random masks.
+        val_handlers: ignite handlers; the output is a dict of ``image``, ``random_mask``, ``random_pred`` and with a
+            coach ``coach_mask``, ``coach_pred``, each (B, 1, H, W).
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str,
+        val_data_loader: Any,
+        task: Inpainting,
+        prepare_batch: Callable[..., torch.Tensor],
+        seed: int = 0,
+        val_handlers: Sequence[Any] | None = None,
+    ) -> None:
+        super().__init__(
+            device=device,
+            val_data_loader=val_data_loader,
+            prepare_batch=prepare_batch,
+            val_handlers=val_handlers,
+            decollate=False,
+        )
+        self.task = task
+        self.seed = seed
+        self._values: dict[str, list[torch.Tensor]] = {}
+
+    @torch.no_grad()
+    def _iteration(self, engine: Any, batchdata: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        task: Inpainting = engine.task
+        if engine.state.iteration == 1:
+            engine._values = {}
+            engine._masks = RandCellMask(task.random_masks.keep_fraction, task.random_masks.cell)
+            engine._masks.set_random_state(engine.seed)
+        inputs = engine.prepare_batch(batchdata, engine.state.device, engine.non_blocking)
+        image = inputs[:, :1]
+        task.network.eval()
+
+        def rebuild(name: str, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+            map_ = task.inferer(inputs * mask, task.network).float()
+            engine._record(f"val_error_{name}", task.loss.erased_error(map_, image, mask))
+            return {f"{name}_mask": mask, f"{name}_pred": task.loss.reconstruction(map_)}
+
+        mask = random_masks_like(inputs, engine._masks)
+        filled = ((image * mask).sum((2, 3), keepdim=True) / mask.sum((2, 3), keepdim=True)).expand_as(image)
+        engine._record("val_error_mean", InpaintingLoss(clamp=task.loss.clamp).erased_error(filled, image, mask))
+        output = {"image": image, **rebuild("random", mask)}
+        if task.coach is not None:
+            mask = task.inferer(inputs, task.coach.masks)
+            output |= rebuild("coach", mask)
+            if len(mask) > 1:
+                engine._record("val_mask_overlap", mask_overlap(mask))
+        return output
+
+    def _record(self, name: str, values: torch.Tensor) -> None:
+        """Keep the mean over all slices so far as the metric."""
+        self._values.setdefault(name, []).append(values.cpu())
+        self.state.metrics[name] = float(torch.cat(self._values[name]).mean())
+
+
+def random_masks_like(inputs: torch.Tensor, masks: RandCellMask) -> torch.Tensor:
+    """A random mask for each slice: (B, 1, H, W), 1 kept and 0 erased, on the slices' device."""
+    return torch.stack([torch.as_tensor(masks(x)) for x in inputs.cpu()]).to(inputs.device)
+
+
+def turned(inputs: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+    """Turn the central square of each slice.
+
+    Args:
+        inputs: (B, C, H, W).
+        turns: (B,) quarter turns, counter-clockwise.
+
+    Returns:
+        (B, C, S, S), S the smaller of H and W.
+    """
+    height, width = inputs.shape[-2:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = inputs[..., top : top + side, left : left + side]
+    rotated = torch.stack([torch.rot90(x, int(k), (1, 2)) for x, k in zip(square, turns, strict=True)])
+    return rotated.contiguous(memory_format=torch.channels_last)
+
+
+def mask_overlap(mask: torch.Tensor) -> torch.Tensor:
+    """Jaccard index of the erased areas of each two slices, (B (B - 1) / 2,), from masks (B, 1, H, W), 0 erased."""
+    erased = (mask < 0.5).flatten(1).float()
+    both = erased @ erased.T
+    size = erased.sum(1)
+    overlap = both / (size[:, None] + size[None] - both).clamp(min=1)
+    first, second = torch.triu_indices(len(mask), len(mask), offset=1)
+    return overlap[first, second]
+
+
+@contextmanager
+def _still(network: nn.Module) -> Iterator[None]:
+    """Inside, the network passes gradients to its input but neither its parameters nor its statistics change."""
+    training, trainable = network.training, [p for p in network.parameters() if p.requires_grad]
+    network.eval()
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        network.train(training)
+        for parameter in trainable:
+            parameter.requires_grad_(True)
