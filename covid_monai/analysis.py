@@ -20,7 +20,7 @@ from covid_monai.severity import lung_mask, lung_sides, touching_lung
 
 __all__ = ["Analysis", "Figures", "analyse"]
 
-SCHEMA = "covid_monai/analysis/1"
+SCHEMA = "covid_monai/analysis/2"
 NOTICE = "Research use only, not a medical device."
 PLAUSIBLE_LUNG_ML = (1000.0, 10000.0)
 PLAUSIBLE_SIDES = 0.5
@@ -33,17 +33,28 @@ LESION_OUTSIDE = 0.25
 class Figures:
     """Figures of a scan; volumes are None where the source gives no lengths.
 
+    Figures of ground glass and of consolidation are None where the model does not tell them apart; where it does, they
+    add up to those of the lesions.
+
     Attributes:
         lesion_ml: lesion volume in mL.
+        ground_glass_ml: volume of ground-glass opacity in mL.
+        consolidation_ml: volume of consolidation in mL.
         lung_ml: lung volume in mL, lesions included.
         lesion_share: share of the lungs that is lesion, 0..1; None when no lung was found.
+        ground_glass_share: share of the lungs that is ground-glass opacity, 0..1.
+        consolidation_share: share of the lungs that is consolidation, 0..1.
         lesion_slices: slices with lesion.
         lung_slices: slices with lung.
     """
 
     lesion_ml: float | None
+    ground_glass_ml: float | None
+    consolidation_ml: float | None
     lung_ml: float | None
     lesion_share: float | None
+    ground_glass_share: float | None
+    consolidation_share: float | None
     lesion_slices: int
     lung_slices: int
 
@@ -58,8 +69,9 @@ class Analysis:
         warnings: what a reader of the numbers must know.
         record: scan, method, software and seconds, as plain values for JSON.
         hu: (Z, H, W) upright slices in HU.
-        lesions: (Z, H, W) uint8, 1 for lesion.
+        lesions: (Z, H, W) uint8: 0 background, and the codes that ``classes`` names.
         lungs: (Z, H, W) bool, lesions included.
+        classes: names of the codes from 1 on: lesion, or ground glass and consolidation.
     """
 
     scan_id: str
@@ -69,6 +81,7 @@ class Analysis:
     hu: np.ndarray
     lesions: np.ndarray
     lungs: np.ndarray
+    classes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the arrays, as plain values for JSON; None where a figure cannot be had."""
@@ -102,7 +115,7 @@ def analyse(scan: CTScan, segmenter: LesionSegmenter, progress: Callable[[int], 
         lesions = touching_lung(lesions, lungs)
         outside = int(np.count_nonzero(lesions[~lungs]))
         lungs |= lesions != 0
-    figures = _figures(scan, lesions, lungs)
+    figures = _figures(scan, lesions, lungs, told_apart=len(segmenter.classes) > 1)
     finished = time.perf_counter()
     record = {
         "scan": {
@@ -114,7 +127,8 @@ def analyse(scan: CTScan, segmenter: LesionSegmenter, progress: Callable[[int], 
         },
         "method": {
             "model": asdict(segmenter.facts),
-            "threshold": segmenter.threshold,
+            "classes": {str(code): name for code, name in enumerate(segmenter.classes, start=1)},
+            "threshold": segmenter.codes.threshold,
             "window_hu": {"level": segmenter.window.level, "width": segmenter.window.width},
             "size": list(segmenter.inferer.size),
             "lungs": "threshold",
@@ -132,7 +146,7 @@ def analyse(scan: CTScan, segmenter: LesionSegmenter, progress: Callable[[int], 
         *_lung_warnings(figures, lung_sides(lungs, hu)),
         *_lesion_warnings(lesions, outside),
     )
-    return Analysis(scan_id(scan), figures, warnings, record, hu, lesions, lungs)
+    return Analysis(scan_id(scan), figures, warnings, record, hu, lesions, lungs, segmenter.classes)
 
 
 def scan_id(scan: CTScan) -> str:
@@ -143,12 +157,25 @@ def scan_id(scan: CTScan) -> str:
     return digest.hexdigest()[:16]
 
 
-def _figures(scan: CTScan, lesions: np.ndarray, lungs: np.ndarray) -> Figures:
-    lesion_voxels, lung_voxels = int(np.count_nonzero(lesions)), int(np.count_nonzero(lungs))
+def _figures(scan: CTScan, lesions: np.ndarray, lungs: np.ndarray, told_apart: bool) -> Figures:
+    lung, lesion = int(np.count_nonzero(lungs)), int(np.count_nonzero(lesions))
+    consolidation = int(np.count_nonzero(lesions == 2)) if told_apart else None
+    ground_glass = None if consolidation is None else lesion - consolidation
+
+    def ml(voxels: int | None) -> float | None:
+        return None if voxels is None or scan.voxel_ml is None else voxels * scan.voxel_ml
+
+    def share(voxels: int | None) -> float | None:
+        return None if voxels is None or not lung else voxels / lung
+
     return Figures(
-        lesion_ml=None if scan.voxel_ml is None else lesion_voxels * scan.voxel_ml,
-        lung_ml=None if scan.voxel_ml is None else lung_voxels * scan.voxel_ml,
-        lesion_share=lesion_voxels / lung_voxels if lung_voxels else None,
+        lesion_ml=ml(lesion),
+        ground_glass_ml=ml(ground_glass),
+        consolidation_ml=ml(consolidation),
+        lung_ml=ml(lung),
+        lesion_share=share(lesion),
+        ground_glass_share=share(ground_glass),
+        consolidation_share=share(consolidation),
         lesion_slices=int(np.any(lesions, axis=(1, 2)).sum()),
         lung_slices=int(np.any(lungs, axis=(1, 2)).sum()),
     )

@@ -34,7 +34,8 @@ Segment the lesions of chest CT scans and measure them.
 INPUT is a folder with a DICOM series, a NIfTI file (.nii, .nii.gz), a slice image, or a folder of slice images
 (PNG, JPEG, TIFF) named from inferior to superior. For each scan these files are written, analysis.json last:
 
-  lesions.nii.gz  lesion mask (0 background, 1 lesion) on the scan's own grid
+  lesions.nii.gz  lesion mask on the scan's own grid: 0 background, 1 ground glass, 2 consolidation
+                  (1 lesion, where the model does not tell them apart)
   analysis.json   figures, what ran (versions, SHA-256 of the weights) and warnings
   overview.png    the slices that matter, lesions and lungs outlined
 
@@ -78,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     analyse.add_argument("--series", metavar="N", help="which DICOM series: its number in the list shown when a folder "
                          "holds several, or its SeriesInstanceUID")  # fmt: skip
     analyse.add_argument("--bundle", type=Path, metavar="DIR", help="MONAI bundle with the model (default: the "
-                         "installed lung_ct_infection_segmentation)")  # fmt: skip
+                         "installed lung_ct_ggo_consolidation_segmentation)")  # fmt: skip
     analyse.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")
     analyse.add_argument(
         "--keep-names", action="store_true", help="name the folders of several results after the inputs"
@@ -86,7 +87,10 @@ def _parser() -> argparse.ArgumentParser:
     analyse.add_argument("--overwrite", action="store_true", help="replace results of another scan that lie in DIR")
 
     demo = _command(
-        commands, "demo", "train on synthetic slices, analyse a synthetic CT, compare with its truth", _demo
+        commands,
+        "demo",
+        "train both networks on synthetic slices, analyse a synthetic CT, compare with its truth",
+        _demo,
     )
     demo.add_argument("--output", required=True, type=Path, metavar="DIR", help="empty or new folder for everything")
 
@@ -105,6 +109,8 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument(
         "--seed", type=int, default=0, help="of splits that are drawn, and of the phantoms (default 0)"
     )
+    prepare.add_argument("--unlabelled", action="store_true", help="put its training side on the side for "
+                         "self-supervised training, without labels")  # fmt: skip
     prepare.add_argument("--option", action="append", default=[], type=_option, metavar="KEY=VALUE", help="option of "
                          "the data set, its value in YAML; may be given several times")  # fmt: skip
     phantom = _command(kinds, "phantom", "write one synthetic chest CT with known lesions", _data_phantom)
@@ -115,6 +121,20 @@ def _parser() -> argparse.ArgumentParser:
                          "(default 256 256 48)")  # fmt: skip
     phantom.add_argument("--lesion-share", type=float, default=0.12, help="share of the lungs, 0..0.8 (default 0.12)")
     phantom.add_argument("--consolidation", type=float, default=0.25, help="share of the lesions (default 0.25)")
+
+    study = commands.add_parser("study", help="compare ways of training under one budget", formatter_class=_Help)
+    kinds = study.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    run = _command(
+        kinds, "run", "train and evaluate what MLflow does not hold yet; goes on where it stopped", _study_run
+    )
+    table = _command(kinds, "table", "means over seeds, paired tests and plots, from MLflow alone", _study_table)
+    for command in (run, table):
+        command.add_argument("study", type=Path, metavar="STUDY", help="study file (YAML)")
+        command.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the study")
+        command.add_argument("--tracking_uri", metavar="URI", help="MLflow store (default: mlflow.db in DIR)")
+    run.add_argument("--dataset_dir", type=Path, metavar="DIR", help="folder of datalist.json instead of the study's")
+    run.add_argument("--jobs", type=int, default=1, metavar="N", help="stages that run at once (default 1)")
+    run.add_argument("--dry-run", action="store_true", help="only show what would run")
     return parser
 
 
@@ -142,7 +162,7 @@ def _option(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
-    if key in ("name", "source", "out", "append", "seed"):
+    if key in ("name", "source", "out", "append", "seed", "unlabelled"):
         raise argparse.ArgumentTypeError(f"{key} is no option of a data set, see --help")
     try:
         return key, yaml.safe_load(value)
@@ -189,7 +209,7 @@ def _analyse_one(path: Path, segmenter: Any, options: argparse.Namespace, writte
 
     from covid_monai.analysis import analyse
     from covid_monai.ct import read_ct
-    from covid_monai.reports import write_results
+    from covid_monai.reports import summarise, write_results
 
     scan = read_ct(path, options.series)
     with tqdm(total=len(scan.upright()), unit="slice", leave=False, disable=not sys.stderr.isatty()) as bar:
@@ -199,10 +219,8 @@ def _analyse_one(path: Path, segmenter: Any, options: argparse.Namespace, writte
         folder /= _name(path.resolve()) if options.keep_names else analysis.scan_id
     files = write_results(analysis, scan, folder, overwrite=options.overwrite and folder not in written)
     figures = analysis.figures
-    if figures.lesion_share is not None:
-        print(f"  lesion share of the lungs  {100 * figures.lesion_share:.1f} %")
-    if figures.lesion_ml is not None:
-        print(f"  lesions {figures.lesion_ml:.0f} mL, lungs {figures.lung_ml:.0f} mL")
+    for line in summarise(figures):
+        print(f"  {line}")
     print(f"  lesions on {figures.lesion_slices} of {figures.lung_slices} slices with lung")
     for warning in analysis.warnings:
         print(f"  warning: {warning}")
@@ -213,7 +231,7 @@ def _analyse_one(path: Path, segmenter: Any, options: argparse.Namespace, writte
 def _demo(options: argparse.Namespace) -> int:
     from covid_monai.demo import run
 
-    run(default_bundle(), options.output.resolve())
+    run(default_bundle().parent, options.output.resolve())
     return OK
 
 
@@ -226,7 +244,7 @@ def default_bundle() -> Path:
     """Folder of the installed bundle that ``analyse`` uses."""
     from importlib.resources import files
 
-    return Path(str(files("covid_monai.bundles") / "lung_ct_infection_segmentation"))
+    return Path(str(files("covid_monai.bundles") / "lung_ct_ggo_consolidation_segmentation"))
 
 
 def _data_list(options: argparse.Namespace) -> int:
@@ -244,12 +262,18 @@ def _data_prepare(options: argparse.Namespace) -> int:
     from covid_monai.datasets import prepare
 
     summary = prepare(
-        options.name, options.source, options.out, append=options.append, seed=options.seed, **dict(options.option)
+        options.name,
+        options.source,
+        options.out,
+        append=options.append,
+        seed=options.seed,
+        unlabelled=options.unlabelled,
+        **dict(options.option),
     )
     print(f"{'':12}{'slices':>8}{'lesion':>8}{'patients':>10}")
     for side, count in summary.slices.items():
         patients = summary.patients[side] or ("unknown" if count else 0)
-        print(f"{side:12}{count:8}{summary.lesion_slices[side]:8}{patients:>10}")
+        print(f"{side:12}{count:8}{summary.lesion_slices.get(side, '-'):>8}{patients:>10}")
     if summary.dropped:
         print(f"{summary.dropped} exact duplicates were left out")
     print(f"written: {summary.path}")
@@ -268,6 +292,36 @@ def _data_phantom(options: argparse.Namespace) -> int:
         path = phantom.write_nifti(options.output)
     print(f"written: {path}, and its truth beside it (lesions.nii.gz, lungs.nii.gz, truth.json)")
     print(json.dumps(phantom.truth, indent=2))
+    return OK
+
+
+def _study_run(options: argparse.Namespace) -> int:
+    from covid_monai.training.experiments import Runner, load_study
+
+    study = load_study(options.study, options.dataset_dir)
+    runner = Runner(study, options.output, options.tracking_uri, options.jobs)
+    if options.dry_run:
+        print(runner.describe())
+        return OK
+    failed = runner.run()
+    print(f"{runner.finished_cells()} of {len(runner.cells)} cells are finished: {options.output / 'results.csv'}")
+    if failed:
+        _complain(f"{len(failed)} stages failed; the same command runs them again:")
+        for name, fault in failed.items():
+            print(f"  {name}: {fault}", file=sys.stderr)
+    return SOME_FAILED if failed else OK
+
+
+def _study_table(options: argparse.Namespace) -> int:
+    from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
+
+    from covid_monai.training.experiments import default_tracking_uri, load_study, write_table
+
+    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)
+    uri = options.tracking_uri or default_tracking_uri(options.output)
+    paths = write_table(load_study(options.study), options.output, uri)
+    print((options.output / "table.md").read_text(encoding="utf-8"))
+    print(f"written: {', '.join(map(str, paths))}")
     return OK
 
 

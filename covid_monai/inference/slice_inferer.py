@@ -20,7 +20,7 @@ Box = tuple[tuple[int, int], tuple[int, int]]
 """``((row_start, row_stop), (column_start, column_stop))`` in pixels."""
 
 OUTSIDE_LOGIT = -20.0
-"""Logit given to pixels outside the body box: a probability of 2e-9."""
+"""Logit of lesion, and of every class of lesion against a background of 0, outside the body box: odds of 2e-9."""
 
 
 class UprightSliceInferer(Inferer):
@@ -63,12 +63,13 @@ class UprightSliceInferer(Inferer):
             inputs: windowed intensities in [0, 1], ``(B, C, H, W)`` slices or ``(B, C, H, W, D)`` volumes whose last
                 axis runs over slices; rows from anterior to posterior, columns from the patient's right to left
                 (MONAI's ``Orientation("PLS")``).
-            network: maps ``(N, C, h, w)`` to logits ``(N, K, h, w)``.
+            network: maps ``(N, C, h, w)`` to logits ``(N, K, h, w)``: of lesion where K is 1, else of K classes for a
+                softmax, the first of them background.
             args: passed to the network.
             kwargs: passed to the network.
 
         Returns:
-            Float32 logits, ``(B, K, H, W)`` or ``(B, K, H, W, D)``.
+            Float32 logits, ``(B, K, H, W)`` or ``(B, K, H, W, D)``; background outside the body box.
 
         Raises:
             ValueError: if ``inputs`` has neither four nor five dimensions.
@@ -102,12 +103,23 @@ class UprightSliceInferer(Inferer):
     def predict(
         self, windowed: torch.Tensor, box: Box, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
-        """Logits ``(N, K, H, W)`` of one batch of windowed slices ``(N, C, H, W)`` inside a given body box."""
+        """Logits ``(N, K, H, W)`` of one batch of windowed slices ``(N, C, H, W)``, background outside a body box."""
+        (top, bottom), (left, right) = box
+        inside = self.predict_inside(windowed, box, network, *args, **kwargs)
+        rows, columns = windowed.shape[-2:]
+        edges = (left, columns - right, top, rows - bottom)
+        logits = pad(inside, edges, value=OUTSIDE_LOGIT)
+        if inside.shape[1] > 1:
+            logits[:, 0] = pad(inside[:, 0], edges)
+        return logits
+
+    def predict_inside(
+        self, windowed: torch.Tensor, box: Box, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """Logits ``(N, K, bottom - top, right - left)`` of one batch in a given body box, nothing around it."""
         (top, bottom), (left, right) = box
         body = torch.as_tensor(windowed)[..., top:bottom, left:right]
         resized = interpolate(body.float(), size=self.size, mode="bilinear", antialias=True)
         with autocast(resized.device, self.amp):
             logits = network(resized.contiguous(memory_format=torch.channels_last), *args, **kwargs)
-        logits = interpolate(logits.float(), size=body.shape[-2:], mode="bilinear", antialias=True)
-        rows, columns = windowed.shape[-2:]
-        return pad(logits, (left, columns - right, top, rows - bottom), value=OUTSIDE_LOGIT)
+        return interpolate(logits.float(), size=body.shape[-2:], mode="bilinear", antialias=True)

@@ -167,12 +167,15 @@ class InfNetCascade(nn.Module):
     Args:
         single: an :class:`~covid_monai.networks.InfNet` of one channel in and out, trained before.
         multi: the network that is trained.
+        prior_dropout: probability, in training mode, that a slice gets an empty prior. On slices that the single
+            network was trained on its prediction is better than it will be on others, so the multi network must not
+            learn to trust it alone.
 
     Raises:
-        ValueError: if the networks' channels do not fit each other.
+        ValueError: if the networks' channels do not fit each other, or ``prior_dropout`` is no probability.
     """
 
-    def __init__(self, single: InfNet, multi: MultiInfNet) -> None:
+    def __init__(self, single: InfNet, multi: MultiInfNet, prior_dropout: float = 0.0) -> None:
         super().__init__()
         if (single.in_channels, single.out_channels) != (1, 1):
             raise ValueError(
@@ -181,8 +184,11 @@ class InfNetCascade(nn.Module):
             )
         if multi.in_channels != 2:
             raise ValueError(f"the multi network takes {multi.in_channels} channels; the cascade gives it 2")
+        if not 0 <= prior_dropout <= 1:
+            raise ValueError(f"prior_dropout is {prior_dropout}; give a probability, 0 to 1")
         self.single = single.requires_grad_(False)
         self.multi = multi
+        self.prior_dropout = float(prior_dropout)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "InfNetCascade":
@@ -200,7 +206,10 @@ class InfNetCascade(nn.Module):
         Returns:
             In training mode the multi network's maps, otherwise class logits ``(B, 3, H, W)``.
         """
-        return self.multi(torch.cat([x, self.prior(x)], 1))
+        prior = self.prior(x)
+        if self.training and self.prior_dropout > 0:
+            prior = prior * (torch.rand(x.shape[0], 1, 1, 1, device=x.device) >= self.prior_dropout).to(prior.dtype)
+        return self.multi(torch.cat([x, prior], 1))
 
     def prior(self, x: torch.Tensor) -> torch.Tensor:
         """Predict the probability of infection ``(B, 1, H, W)`` from slices of the same shape, without gradient."""

@@ -13,13 +13,14 @@ from matplotlib.figure import Figure
 from skimage.segmentation import find_boundaries
 
 from covid_monai.analysis import NOTICE, Analysis
+from covid_monai.reports.summary import summarise
 
 __all__ = ["save_overview", "slices_that_matter"]
 
 MOST, COLUMNS, PANEL_INCHES = 12, 4, 3.45
 WINDOW_HU = (-1350, 150)
-LESION = ListedColormap([(1.0, 0.15, 0.1)])
-LUNG = ListedColormap([(0.3, 0.8, 1.0)])
+RED, YELLOW, BLUE = (ListedColormap([colour]) for colour in ((1.0, 0.15, 0.1), (1.0, 0.8, 0.1), (0.3, 0.8, 1.0)))
+COLOURS = {"lesion": ("Red", RED), "ground glass": ("Yellow", YELLOW), "consolidation": ("Red", RED)}
 
 
 def slices_that_matter(lesions: np.ndarray, lungs: np.ndarray, count: int) -> list[int]:
@@ -49,6 +50,8 @@ def _largest_of_runs(area: np.ndarray, count: int) -> list[int]:
 def save_overview(analysis: Analysis, path: str | os.PathLike) -> None:
     """Draw up to twelve axial slices with lesions and lungs outlined, and save them as PNG.
 
+    Ground glass is yellow and consolidation red; lesions of which neither is known are red.
+
     Args:
         analysis: what to draw.
         path: file to write.
@@ -63,14 +66,19 @@ def save_overview(analysis: Analysis, path: str | os.PathLike) -> None:
         axes = figure.add_subplot(rows, columns, number)
         axes.set_axis_off()
         axes.imshow(analysis.hu[z][box], cmap="gray", vmin=WINDOW_HU[0], vmax=WINDOW_HU[1])
-        lesion, lung = analysis.lesions[z][box] != 0, analysis.lungs[z][box]
-        axes.imshow(_only(find_boundaries(lung, mode="inner")), cmap=LUNG, alpha=0.6, interpolation="nearest")
-        axes.imshow(_only(lesion), cmap=LESION, alpha=0.3, interpolation="nearest")
-        axes.imshow(_only(find_boundaries(lesion, mode="outer")), cmap=LESION, interpolation="nearest")
+        outline = find_boundaries(analysis.lungs[z][box], mode="inner")
+        axes.imshow(_only(outline), cmap=BLUE, alpha=0.6, interpolation="nearest")
+        for code, name in enumerate(analysis.classes, start=1):
+            part, (_, colour) = analysis.lesions[z][box] == code, COLOURS[name]
+            axes.imshow(_only(part), cmap=colour, alpha=0.3, interpolation="nearest")
+            axes.imshow(_only(find_boundaries(part, mode="outer")), cmap=colour, interpolation="nearest")
         axes.set_title(f"slice {z + 1} of {len(analysis.hu)}", color="white", fontsize=9, pad=3)
     inches = figure.get_figheight()
-    figure.suptitle(_headline(analysis), color="white", fontsize=14, y=1 - 0.15 / inches)
-    legend = f"Red: lesion. Blue: lung. Slices count from inferior; the patient's right is left. {NOTICE}"
+    share, volumes = summarise(analysis.figures)
+    headline = f"{share}    scan {analysis.scan_id}\n{volumes}"
+    figure.suptitle(headline, color="white", fontsize=12, y=1 - 0.08 / inches)
+    colours = " ".join(f"{COLOURS[name][0]}: {name}." for name in analysis.classes)
+    legend = f"{colours} Blue: lung. Slices count from inferior; the patient's right is left. {NOTICE}"
     figure.text(0.5, 0.12 / inches, legend, color="0.75", fontsize=9, ha="center")
     edges = {"left": 0.005, "right": 0.995, "top": 1 - 0.75 / inches, "bottom": 0.35 / inches}
     figure.subplots_adjust(**edges, wspace=0.02, hspace=0.09)
@@ -91,18 +99,3 @@ def _frame(lungs: np.ndarray, margin: int = 12) -> tuple[slice, slice]:
         slice(max(0, int(rows[0]) - margin), int(rows[-1]) + margin + 1),
         slice(max(0, int(columns[0]) - margin), int(columns[-1]) + margin + 1),
     )
-
-
-def _headline(analysis: Analysis) -> str:
-    figures = analysis.figures
-    share = (
-        "lesion share not available"
-        if figures.lesion_share is None
-        else f"{100 * figures.lesion_share:.1f} % of the lungs"
-    )
-    volumes = (
-        "volumes unknown (no voxel size)"
-        if figures.lesion_ml is None
-        else f"lesions {figures.lesion_ml:.0f} mL, lungs {figures.lung_ml:.0f} mL"
-    )
-    return f"{share}    {volumes}    scan {analysis.scan_id}"

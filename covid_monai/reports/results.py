@@ -50,7 +50,8 @@ def write_results(
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as name:
             unfinished = Path(name)
-            write_mask(scan.from_upright(analysis.lesions), scan, unfinished / "lesions.nii.gz")
+            labels = dict(enumerate(analysis.classes, start=1))
+            write_mask(scan.from_upright(analysis.lesions), scan, unfinished / "lesions.nii.gz", labels)
             (unfinished / "analysis.json").write_text(json.dumps(analysis.to_dict(), indent=2) + "\n", encoding="utf-8")
             save_overview(analysis, unfinished / "overview.png")
             (folder / "analysis.json").unlink(missing_ok=True)

@@ -15,15 +15,19 @@ __all__ = ["lineage", "recorded_run"]
 RECORD = "tracking.json"
 
 
-def lineage(weights: str | os.PathLike) -> dict[str, str]:
-    """Tags that link a run to the weights it starts from and to the run that made them.
+STARTED_FROM = "started_from"
+
+
+def lineage(weights: str | os.PathLike, role: str = STARTED_FROM) -> dict[str, str]:
+    """Tags that link a run to weights that it uses and to the run that made them.
 
     Args:
         weights: a file of weights. The run that made it is read from ``tracking.json`` beside it, see the ``record`` of
             :class:`~covid_monai.tracking.TrackedRun`; weights from elsewhere have none.
+        role: what they are to the run, the beginning of the tags' names; by default what it started from.
 
     Returns:
-        ``started_from_sha256``, and where the run is recorded its id as ``started_from_run`` and as
+        ``<role>_sha256``, and where the run is recorded its id as ``<role>_run``; with the default role also as
         ``mlflow.parentRunId``, under which MLflow shows runs nested.
 
     Raises:
@@ -35,8 +39,12 @@ def lineage(weights: str | os.PathLike) -> dict[str, str]:
     except OSError as error:
         raise ValueError(f"no weights at {weights} ({error.strerror}): train them, or name others.") from error
     run_id = recorded_run(weights.with_name(RECORD))
-    run = {} if run_id is None else {MLFLOW_PARENT_RUN_ID: run_id, "started_from_run": run_id}
-    return {**run, "started_from_sha256": sha256}
+    tags = {f"{role}_sha256": sha256}
+    if run_id is not None:
+        tags[f"{role}_run"] = run_id
+        if role == STARTED_FROM:
+            tags[MLFLOW_PARENT_RUN_ID] = run_id
+    return tags
 
 
 def recorded_run(record: Path) -> str | None:

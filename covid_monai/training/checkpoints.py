@@ -105,7 +105,8 @@ class Checkpoints:
         """Restore everything from the last checkpoint and return its epoch."""
         try:
             saved = torch.load(self.last_path, map_location="cpu", weights_only=True)
-            other = [key for key, value in self.identity.items() if saved["identity"].get(key) != value]
+            known = saved["identity"]
+            other = [key for key in {**self.identity, **known} if self.identity.get(key) != known.get(key)]
             if not other:  # nothing of another training is loaded
                 for name, part in self.state.items():
                     part.load_state_dict(saved["state"][name])

@@ -23,7 +23,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from covid_monai.losses import CoachLoss, InpaintingLoss
-from covid_monai.networks import CoachNet
+from covid_monai.networks import CoachNet, InfNet, MultiInfNet
 from covid_monai.transforms import RandCellMask
 
 __all__ = [
@@ -213,7 +213,7 @@ class Inpainting:
 
     def __init__(
         self,
-        network: nn.Module,
+        network: InfNet | MultiInfNet,
         optimizer: Optimizer,
         random_masks: RandCellMask,
         coach: CoachNet | None = None,
@@ -304,7 +304,7 @@ class RotationPrediction:
     """
 
     def __init__(
-        self, network: nn.Module, head: RotationHead, optimizer: Optimizer, inferer: Inferer | None = None
+        self, network: InfNet | MultiInfNet, head: RotationHead, optimizer: Optimizer, inferer: Inferer | None = None
     ) -> None:
         self.network = network
         self.head = head

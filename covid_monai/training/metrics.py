@@ -84,7 +84,7 @@ class ClassMeanDice(DiceMetric):
     ``include_background=False`` background is no class. The arguments are those of :class:`monai.metrics.DiceMetric`.
     """
 
-    def aggregate(self, reduction: Any = None) -> torch.Tensor:  # type: ignore[override]
+    def aggregate(self, reduction: Any = None) -> torch.Tensor:
         """Mean over the classes that any slice has, a scalar tensor; NaN when none has any."""
         values = self.get_buffer()
         if not isinstance(values, torch.Tensor):

@@ -162,6 +162,26 @@ def test_prior_is_the_single_networks_prediction_on_the_same_image(training):
     torch.testing.assert_close(multi.given[:, 1:], 1 / (1 + torch.exp(2 - 4 * x)))
 
 
+def test_prior_dropout_empties_the_prior_of_some_slices_in_training_only():
+    torch.manual_seed(0)
+    multi = Recorder()
+    net = InfNetCascade(HandMade(), multi, prior_dropout=0.5)
+    x = torch.rand(64, 1, 16, 16)
+    net.train()(x)
+    empty = (multi.given[:, 1] == 0).flatten(1)
+    assert torch.equal(empty.any(1), empty.all(1))  # whole slices
+    assert 20 <= int(empty.all(1).sum()) <= 44
+    assert torch.equal(multi.given[:, :1], x)
+    net.eval()(x)
+    assert (multi.given[:, 1] > 0).all()
+
+
+@pytest.mark.parametrize("probability", [-0.1, 1.1])
+def test_prior_dropout_is_a_probability(probability):
+    with pytest.raises(ValueError, match="prior_dropout"):
+        InfNetCascade(InfNet(), MultiInfNet(), probability)
+
+
 @pytest.mark.parametrize("turn", [lambda x: x.flip(-1), lambda x: x.flip(-2), lambda x: x[..., 16:, :32]])
 def test_prior_moves_with_the_image(turn):
     multi = Recorder()

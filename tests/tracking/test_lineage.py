@@ -35,6 +35,11 @@ def test_weights_are_named_by_their_run_and_their_hash(weights: Path):
     }
 
 
+def test_weights_in_another_role_are_no_parent(weights: Path):
+    weights.with_name("tracking.json").write_text(json.dumps({"experiment": "lungs", "run_id": ELSEWHERE}))
+    assert lineage(weights, "single") == {"single_run": ELSEWHERE, "single_sha256": SHA256}
+
+
 @pytest.mark.parametrize("record", [None, '{"run_id": "0123', "{}", "[]", '{"run_id": null}', '{"run_id": 3}'])
 def test_without_a_record_of_their_run_the_hash_is_left(weights: Path, record: str | None):
     if record is not None:

@@ -244,9 +244,14 @@ def test_the_last_epoch_is_always_validated(tmp_path: Path):
 def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path):
     Scripted(tmp_path, [0.5, 0.6], 1, identity={"data_hash": "a", "size": [192, 256]}).run()
     before = (tmp_path / "checkpoint.pt").read_bytes()
-    other = Scripted(tmp_path, [0.5, 0.6], identity={"data_hash": "b", "size": [192, 256]})
-    with pytest.raises(ValueError, match=r"is of another training \(data_hash differ\): choose another folder"):
-        other.run()
+    for identity, fault in (
+        ({"data_hash": "b", "size": [192, 256]}, "data_hash"),
+        ({"size": [192, 256]}, "data_hash"),  # which this training does not have
+        ({"data_hash": "a", "size": [192, 256], "pretrained": "c"}, "pretrained"),
+    ):
+        other = Scripted(tmp_path, [0.5, 0.6], identity=identity)
+        with pytest.raises(ValueError, match=rf"is of another training \({fault} differ\): choose another folder"):
+            other.run()
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
     same = Scripted(tmp_path, [0.5, 0.6], identity={"data_hash": "a", "size": [192, 256]}).run()
     assert same.epochs == [2]
