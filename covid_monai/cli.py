@@ -319,7 +319,8 @@ def _study_table(options: argparse.Namespace) -> int:
 
     MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)
     uri = options.tracking_uri or default_tracking_uri(options.output)
-    paths = write_table(load_study(options.study), options.output, uri)
+    study = load_study(options.study, dataset_dir=options.output)  # the table needs no data
+    paths = write_table(study, options.output, uri)
     print((options.output / "table.md").read_text(encoding="utf-8"))
     print(f"written: {', '.join(map(str, paths))}")
     return OK

@@ -168,7 +168,8 @@ class MultiInfNetLoss(nn.Module):
             maps: the network's maps in training mode, class logits ``(B, classes, H, W)``; if they are a named tuple
                 with a field ``edge``, that one is the lesions' outline, logits ``(B, 1, H, W)``.
             target: class codes ``(B, 1, H, W)``, 0 = background.
-            edge: outlines of the lesions, of that shape, 0 or 1; not looked at where the maps have none.
+            edge: outlines of that shape, 0 or 1, of the lesions and, where they are made from the class codes, of the
+                border between two classes too; not looked at where the maps have none.
 
         Raises:
             ValueError: if there is no map or one tensor instead of several, a shape differs, or a code is not a class.

@@ -114,7 +114,7 @@ class TrackedRun:
         if not self.enabled:
             return stage()
         try:
-            with _terminate_as_interrupt():
+            with terminate_as_interrupt():
                 run_id, resumed = self._begin()
                 with system_metrics(self.tracking_uri, run_id, resumed):
                     result = stage()
@@ -167,10 +167,22 @@ class TrackedRun:
                 self.client.delete_tag(self.run_id, "error")
             logger.info("continuing the MLflow run %s", self.run_id)
         self._log_new_tags(self.run_id)
+        if not resumed:
+            self._write_record({})
+        return self.run_id, resumed
+
+    def record_weights(self, sha256: str) -> None:
+        """Record the weights that the run has written, so that :func:`lineage` knows them for the run's."""
+        if self.run_id is not None:
+            self.log_tags({"weights_sha256": sha256})
+            self._write_record({"weights_sha256": sha256})
+
+    def _write_record(self, more: dict[str, str]) -> None:
         if self.record is not None:
             self.record.parent.mkdir(parents=True, exist_ok=True)
-            self.record.write_text(json.dumps({"experiment": self.experiment, "run_id": self.run_id}) + "\n")
-        return self.run_id, resumed
+            temporary = self.record.with_name(f".{self.record.name}.{os.getpid()}")
+            temporary.write_text(json.dumps({"experiment": self.experiment, "run_id": self.run_id, **more}) + "\n")
+            temporary.replace(self.record)
 
     def _log_data(self, run_id: str) -> None:
         """Record which slices the run uses, by hashes alone: MLflow's own data sets would record their paths."""
@@ -230,7 +242,7 @@ class TrackedRun:
 
 
 @contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
+def terminate_as_interrupt() -> Iterator[None]:
     """SIGTERM raises KeyboardInterrupt inside the block, so that what runs there can close what it holds."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -7,13 +7,12 @@ from covid_monai.training.coach_trainer import (
     CoachSchedule,
     Inpainting,
     KeepFraction,
-    PretextEvaluator,
     PretextTrainer,
-    RotationHead,
-    RotationPrediction,
 )
 from covid_monai.training.distributed import BroadcastBuffers
 from covid_monai.training.metrics import ClassMeanDice, ThresholdAveraged
+from covid_monai.training.pretext_evaluator import PretextEvaluator
+from covid_monai.training.rotation import RotationHead, RotationPrediction
 from covid_monai.training.sampling import balanced_weights, take_fraction
 
 __all__ = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,6 +45,7 @@ class Checkpoints:
         identity: what makes this training another than the next (data, seed, network): a checkpoint in which any of it
             differs is refused rather than continued.
         resume: continue from ``checkpoint.pt`` when it is there.
+        saved: called with the SHA-256 of ``model.pt`` each time it was written.
         write: False on processes other than the first, which load but do not write.
     """
 
@@ -58,6 +59,7 @@ class Checkpoints:
         patience: int | None = None,
         identity: Mapping[str, Any] | None = None,
         resume: bool = True,
+        saved: Callable[[str], Any] | None = None,
         write: bool = True,
     ) -> None:
         self.folder = Path(folder)
@@ -68,6 +70,7 @@ class Checkpoints:
         self.patience = patience
         self.identity = {key: str(value) for key, value in (identity or {}).items()}
         self.resume = resume
+        self.saved = saved
         self.write = write
         self.best_score = float("-inf")
         self.best_epoch = 0
@@ -88,7 +91,7 @@ class Checkpoints:
         Checkpoints are written after all handlers that the trainer already has, so after its ``ValidationHandler``.
 
         Raises:
-            ValueError: when the checkpoint is damaged or of another training, or an epoch has no batch.
+            ValueError: when the checkpoint is damaged or of another training, an epoch has no batch, or none a score.
         """
         if self.resume and self.last_path.exists():
             epoch = self._load(trainer)
@@ -100,6 +103,10 @@ class Checkpoints:
             raise ValueError("an epoch has no batch: draw at least batch_size slices an epoch in each process.")
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self._epoch_completed)
         trainer.run()
+        if self.best_epoch == 0:
+            raise ValueError(
+                f"no epoch has a {self.metric}: the validation side needs slices that it can be measured on."
+            )
 
     def _load(self, trainer: Engine) -> int:
         """Restore everything from the last checkpoint and return its epoch."""
@@ -130,7 +137,9 @@ class Checkpoints:
         if score is not None and score > self.best_score:
             self.best_score, self.best_epoch = score, epoch
             if self.write:
-                save_weights(self.network.state_dict(), self.best_path)
+                digest = save_weights(self.network.state_dict(), self.best_path)
+                if self.saved is not None:
+                    self.saved(digest)
         if self.write:
             save_atomically(
                 {

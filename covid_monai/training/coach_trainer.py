@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
-import torch.nn.functional as F
-from monai.engines import Evaluator, Trainer
+from monai.engines import Trainer
 from monai.inferers import Inferer, SimpleInferer
 from torch import nn
 from torch.optim import Optimizer
@@ -30,12 +29,10 @@ __all__ = [
     "CoachSchedule",
     "Inpainting",
     "KeepFraction",
-    "PretextEvaluator",
     "PretextStep",
     "PretextTask",
     "PretextTrainer",
-    "RotationHead",
-    "RotationPrediction",
+    "random_masks_like",
 ]
 
 Phase = Literal["random", "coach", "network"]
@@ -274,156 +271,9 @@ class Inpainting:
         return PretextStep(loss, self.coach_optimizer, {"coach_loss": float(loss.detach()), "erased_share": 1 - share})
 
 
-class RotationHead(nn.Module):
-    """Which of four rotations a slice was turned by, read from the network's deepest features.
-
-    Args:
-        channels: of those features.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.classifier = nn.Linear(channels, 4)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Logits (B, 4) for 0, 90, 180 and 270 degrees from features (B, channels, h, w)."""
-        return self.classifier(features.mean((2, 3)))
-
-
-class RotationPrediction:
-    """Tell by how many quarter turns a slice was rotated: trains the encoder only (named in the paper as another task).
-
-    The central square of each slice is turned. Slices must not be flipped or turned by augmentation beforehand, beyond
-    what leaves the answer clear.
-
-    Args:
-        network: has ``features(x)``, its deepest features.
-        head: reads the rotation from them.
-        optimizer: of both.
-        inferer: runs the network.
-    """
-
-    def __init__(
-        self, network: InfNet | MultiInfNet, head: RotationHead, optimizer: Optimizer, inferer: Inferer | None = None
-    ) -> None:
-        self.network = network
-        self.head = head
-        self.optimizer = optimizer
-        self.inferer = inferer or SimpleInferer()
-
-    def step(self, inputs: torch.Tensor, epoch: int, step: int) -> PretextStep:
-        """Turn each slice at random and predict the turn."""
-        self.network.train()
-        turns = torch.randint(4, (len(inputs),), device="cpu")
-        logits = self.head(self.inferer(turned(inputs, turns), self.network.features).float())
-        target = turns.to(logits.device)
-        loss = F.cross_entropy(logits, target)
-        accuracy = float((logits.argmax(1) == target).float().mean())
-        return PretextStep(loss, self.optimizer, {"accuracy": accuracy})
-
-
-class PretextEvaluator(Evaluator):
-    """How well slices that were not trained on are rebuilt, under random masks and under the coach's.
-
-    Metrics, means over slices of the squared error over erased pixels: ``val_error_random``; ``val_error_mean`` for
-    filling the same holes with the mean of what is left of the slice; with a coach ``val_error_coach``, and
-    ``val_mask_overlap``, the mean Jaccard index of the areas erased in two different slices (1: one fixed pattern;
-    random masks that keep a share k: about (1 - k) / (1 + k)). The same random masks are drawn in every run.
-
-    Args:
-        device: where to evaluate.
-        val_data_loader: batches that ``prepare_batch`` understands, of two slices or more.
-        task: the inpainting to evaluate.
-        prepare_batch: as in :class:`PretextTrainer`.
-        seed: of the random masks.
-        val_handlers: ignite handlers; the output is a dict of ``image``, ``random_mask``, ``random_pred`` and with a
-            coach ``coach_mask``, ``coach_pred``, each (B, 1, H, W).
-    """
-
-    def __init__(
-        self,
-        device: torch.device | str,
-        val_data_loader: Any,
-        task: Inpainting,
-        prepare_batch: Callable[..., torch.Tensor],
-        seed: int = 0,
-        val_handlers: Sequence[Any] | None = None,
-    ) -> None:
-        super().__init__(
-            device=device,
-            val_data_loader=val_data_loader,
-            prepare_batch=prepare_batch,
-            val_handlers=val_handlers,
-            decollate=False,
-        )
-        self.task = task
-        self.seed = seed
-        self._values: dict[str, list[torch.Tensor]] = {}
-
-    @torch.no_grad()
-    def _iteration(self, engine: Any, batchdata: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        task: Inpainting = engine.task
-        if engine.state.iteration == 1:
-            engine._values = {}
-            engine._masks = RandCellMask(task.random_masks.keep_fraction, task.random_masks.cell)
-            engine._masks.set_random_state(engine.seed)
-        inputs = engine.prepare_batch(batchdata, engine.state.device, engine.non_blocking)
-        image = inputs[:, :1]
-        task.network.eval()
-
-        def rebuild(name: str, mask: torch.Tensor) -> dict[str, torch.Tensor]:
-            map_ = task.inferer(inputs * mask, task.network).float()
-            engine._record(f"val_error_{name}", task.loss.erased_error(map_, image, mask))
-            return {f"{name}_mask": mask, f"{name}_pred": task.loss.reconstruction(map_)}
-
-        mask = random_masks_like(inputs, engine._masks)
-        filled = ((image * mask).sum((2, 3), keepdim=True) / mask.sum((2, 3), keepdim=True)).expand_as(image)
-        engine._record("val_error_mean", InpaintingLoss(clamp=task.loss.clamp).erased_error(filled, image, mask))
-        output = {"image": image, **rebuild("random", mask)}
-        if task.coach is not None:
-            mask = task.inferer(inputs, task.coach.masks)
-            output |= rebuild("coach", mask)
-            if len(mask) > 1:
-                engine._record("val_mask_overlap", mask_overlap(mask))
-        return output
-
-    def _record(self, name: str, values: torch.Tensor) -> None:
-        """Keep the mean over all slices so far as the metric."""
-        self._values.setdefault(name, []).append(values.cpu())
-        self.state.metrics[name] = float(torch.cat(self._values[name]).mean())
-
-
 def random_masks_like(inputs: torch.Tensor, masks: RandCellMask) -> torch.Tensor:
     """A random mask for each slice: (B, 1, H, W), 1 kept and 0 erased, on the slices' device."""
     return torch.stack([torch.as_tensor(masks(x)) for x in inputs.cpu()]).to(inputs.device)
-
-
-def turned(inputs: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-    """Turn the central square of each slice.
-
-    Args:
-        inputs: (B, C, H, W).
-        turns: (B,) quarter turns, counter-clockwise.
-
-    Returns:
-        (B, C, S, S), S the smaller of H and W.
-    """
-    height, width = inputs.shape[-2:]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = inputs[..., top : top + side, left : left + side]
-    rotated = torch.stack([torch.rot90(x, int(k), (1, 2)) for x, k in zip(square, turns, strict=True)])
-    return rotated.contiguous(memory_format=torch.channels_last)
-
-
-def mask_overlap(mask: torch.Tensor) -> torch.Tensor:
-    """Jaccard index of the erased areas of each two slices, (B (B - 1) / 2,), from masks (B, 1, H, W), 0 erased."""
-    erased = (mask < 0.5).flatten(1).float()
-    both = erased @ erased.T
-    size = erased.sum(1)
-    overlap = both / (size[:, None] + size[None] - both).clamp(min=1)
-    first, second = torch.triu_indices(len(mask), len(mask), offset=1)
-    return overlap[first, second]
 
 
 @contextmanager

@@ -3,6 +3,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from covid_monai.tracking import TrackedRun, lineage
 CONTENT = b"weights"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 ELSEWHERE = "0123456789abcdef0123456789abcdef"  # a run of another store
+
+RECORD = {"experiment": "lungs", "run_id": ELSEWHERE, "weights_sha256": SHA256}
 
 Make = Callable[..., TrackedRun]
 
@@ -27,7 +30,7 @@ def weights(tmp_path: Path) -> Path:
 
 
 def test_weights_are_named_by_their_run_and_their_hash(weights: Path):
-    weights.with_name("tracking.json").write_text(json.dumps({"experiment": "lungs", "run_id": ELSEWHERE}))
+    weights.with_name("tracking.json").write_text(json.dumps(RECORD))
     assert lineage(weights) == {
         "mlflow.parentRunId": ELSEWHERE,
         "started_from_run": ELSEWHERE,
@@ -36,11 +39,21 @@ def test_weights_are_named_by_their_run_and_their_hash(weights: Path):
 
 
 def test_weights_in_another_role_are_no_parent(weights: Path):
-    weights.with_name("tracking.json").write_text(json.dumps({"experiment": "lungs", "run_id": ELSEWHERE}))
+    weights.with_name("tracking.json").write_text(json.dumps(RECORD))
     assert lineage(weights, "single") == {"single_run": ELSEWHERE, "single_sha256": SHA256}
 
 
-@pytest.mark.parametrize("record", [None, '{"run_id": "0123', "{}", "[]", '{"run_id": null}', '{"run_id": 3}'])
+def test_a_record_of_other_weights_names_no_run(weights: Path):
+    weights.with_name("tracking.json").write_text(json.dumps(RECORD))
+    other = weights.with_name("single.pt")
+    other.write_bytes(b"other weights")
+    assert lineage(other) == {"started_from_sha256": hashlib.sha256(b"other weights").hexdigest()}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [None, json.dumps({"run_id": ELSEWHERE}), '{"run_id": "0123', "{}", "[]", '{"run_id": null}', '{"run_id": 3}'],
+)
 def test_without_a_record_of_their_run_the_hash_is_left(weights: Path, record: str | None):
     if record is not None:
         weights.with_name("tracking.json").write_text(record)
@@ -56,9 +69,10 @@ def test_runs_stand_nested_from_pretraining_to_evaluation(
     tracked: Make, client: MlflowClient, weights: Path, tmp_path: Path
 ):
     first = tracked("pretraining", record=weights.with_name("tracking.json"))
-    first.execute(lambda: None)
+    first.execute(lambda: first.record_weights(SHA256))
     second = tracked("finetuning", tags=lineage(weights), record=tmp_path / "tuned" / "tracking.json")
-    second.execute(lambda: (tmp_path / "tuned" / "model.pt").write_bytes(b"tuned"))
+    tuned = hashlib.sha256(b"tuned").hexdigest()
+    second.execute(lambda: (tmp_path / "tuned" / "model.pt").write_bytes(b"tuned") and second.record_weights(tuned))
     third = tracked("evaluating", tags=lineage(tmp_path / "tuned" / "model.pt"))
     third.execute(lambda: None)
 
@@ -70,12 +84,13 @@ def test_runs_stand_nested_from_pretraining_to_evaluation(
         assert found.info.run_id == child.run_id
         assert found.data.tags["started_from_run"] == parent.run_id
         assert found.data.tags["started_from_sha256"] == hashlib.sha256(content).hexdigest()
+        assert client.get_run(parent.run_id or "").data.tags["weights_sha256"] == hashlib.sha256(content).hexdigest()
 
 
 def test_a_parent_in_another_store_is_left_out_and_told(
     tracked: Make, client: MlflowClient, weights: Path, caplog: pytest.LogCaptureFixture
 ):
-    weights.with_name("tracking.json").write_text(json.dumps({"run_id": ELSEWHERE}))
+    weights.with_name("tracking.json").write_text(json.dumps(RECORD))
     run = tracked(tags=lineage(weights))
     with caplog.at_level(logging.WARNING, "covid_monai"):
         run.execute(lambda: None)
@@ -95,7 +110,7 @@ def test_a_resumed_run_keeps_its_parent_and_names_the_new_one_beside_it(
     record = tmp_path / "tuned" / "tracking.json"
     parents = [tracked("pretraining", record=weights.with_name("tracking.json")) for _ in range(2)]
     for parent in parents:
-        parent.execute(lambda: None)
+        parent.execute(partial(parent.record_weights, SHA256))
         run = tracked("finetuning", tags=lineage(weights), record=record, resume=True)
         run.execute(lambda: None)
     tags = client.get_run(run.run_id or "").data.tags

@@ -18,7 +18,7 @@ from monai.transforms import AsDiscreted, Compose, RandFlipd, RandGaussianNoised
 from torch import nn
 from torch.utils.data import WeightedRandomSampler
 
-from covid_monai.networks import load_weights
+from covid_monai.networks import load_weights, weights_sha256
 from covid_monai.training import Checkpoints, SeedEpochs
 
 EPOCHS = 5
@@ -403,3 +403,15 @@ def test_a_data_set_in_other_processes_needs_no_transform():
     engine.run([0], max_epochs=2)
     torch.manual_seed(7 + 2 * 100_003)
     assert drawn[1] == torch.rand(1).item()
+
+
+def test_the_hash_of_each_best_weights_is_told(tmp_path: Path):
+    told: list[str] = []
+    Scripted(tmp_path, [0.5, 0.4, 0.6], saved=told.append).run()
+    assert len(told) == 2
+    assert told[-1] == weights_sha256(tmp_path / "model.pt")
+
+
+def test_a_training_without_any_score_does_not_end_well(tmp_path: Path):
+    with pytest.raises(ValueError, match="no epoch has a val_mean_dice"):
+        Scripted(tmp_path, [float("nan"), float("nan")]).run()

@@ -22,7 +22,9 @@ from covid_monai.training import (
     SeedEpochs,
     prepare_image_batch,
 )
-from covid_monai.training.coach_trainer import mask_overlap, random_masks_like, turned
+from covid_monai.training.coach_trainer import random_masks_like
+from covid_monai.training.pretext_evaluator import mask_overlap
+from covid_monai.training.rotation import turned
 from covid_monai.transforms import RandCellMask
 
 

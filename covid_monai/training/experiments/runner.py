@@ -20,6 +20,7 @@ from monai.bundle import ConfigParser
 
 from covid_monai.datasets import data_hash
 from covid_monai.tracking.lineage import recorded_run
+from covid_monai.tracking.runs import terminate_as_interrupt
 from covid_monai.training.experiments.study import STAGES, Cell, Stage, Study, StudyError
 from covid_monai.training.experiments.table import Finished, finished_runs, write_results
 
@@ -57,7 +58,7 @@ class Runner:
         for path in (self.output, study.dataset_dir, study.bundle):
             if "#" in str(path):
                 raise StudyError(f"the path {path} holds a #, which a bundle cannot be given: choose another folder.")
-        self.tracking_uri = tracking_uri or default_tracking_uri(self.output)
+        self.tracking_uri = _absolute(tracking_uri or default_tracking_uri(self.output))
         self.jobs = jobs
         self._tags = _read_tags(study, study.cells(""))
         self.cells = study.cells(data_hash(study.dataset_dir / "datalist.json"))
@@ -102,7 +103,7 @@ class Runner:
             KeyboardInterrupt: on Ctrl-C and SIGTERM, after all running stages have ended.
         """
         self.output.mkdir(parents=True, exist_ok=True)
-        with _only_one(self.output) as lock, _terminate_as_interrupt():
+        with _only_one(self.output) as lock, terminate_as_interrupt():
             self._prepare_store()
             return _Queue(self, lock).work()
 
@@ -258,6 +259,12 @@ def default_tracking_uri(output: Path) -> str:
     return f"sqlite:///{output.resolve() / 'mlflow.db'}"
 
 
+def _absolute(tracking_uri: str) -> str:
+    """An SQLite store by its whole path: each stage runs in a folder of its own."""
+    prefix, path = "sqlite:///", tracking_uri.removeprefix("sqlite:///")
+    return f"{prefix}{Path(path).resolve()}" if path != tracking_uri else tracking_uri
+
+
 def literal(value: Any) -> str:
     """A value as a word of ``monai.bundle``'s command line.
 
@@ -292,6 +299,11 @@ def _read_tags(study: Study, cells: list[Cell]) -> dict[str, Any]:
                         f"bundle {study.bundle.name} has no {', '.join(absent)}, which {stage.kind} needs."
                     )
                 parsers[stage.kind] = ConfigParser(ConfigParser.load_config_files([str(path) for path in paths]))
+                if "single_weights" in parsers[stage.kind]:
+                    raise StudyError(
+                        f"bundle {study.bundle.name} needs the weights of another network, which a study does not "
+                        "follow: name a bundle that stands alone."
+                    )
                 tags[stage.kind] = parsers[stage.kind].get("tracked#tags")
             if stage.kind != "evaluating":  # which gets the keys of a fine-tuning too
                 unknown = [key for key in stage.settings if key not in parsers[stage.kind]]
@@ -345,13 +357,3 @@ def _only_one(folder: Path) -> Iterator[int]:
                 f"{folder} is in use by another run of a study, or by a stage it left: wait or end it."
             ) from error
         yield file.fileno()
-
-
-@contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM does what Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
