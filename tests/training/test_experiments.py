@@ -357,6 +357,19 @@ def test_a_bundle_without_a_stage_that_arms_need_is_refused(study: Study, tmp_pa
         Runner(study, tmp_path / "out")
 
 
+def test_a_bundle_that_needs_other_weights_is_refused(study: Study, tmp_path: Path):
+    configs = tmp_path / "bundle" / "configs"
+    (configs / "train.yaml").write_text(yaml.safe_dump({**TRAIN, "single_weights": "single.pt"}))
+    with pytest.raises(StudyError, match="needs the weights of another network"):
+        Runner(study, tmp_path / "out")
+
+
+def test_a_relative_store_is_the_same_for_every_stage(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert Runner(study, tmp_path / "out", "sqlite:///mlflow.db").tracking_uri == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert Runner(study, tmp_path / "out", "http://127.0.0.1:5000").tracking_uri == "http://127.0.0.1:5000"
+
+
 def test_a_folder_that_a_bundle_cannot_be_given_is_refused(study: Study, tmp_path: Path):
     with pytest.raises(StudyError, match=r"holds a #, which a bundle cannot be given: choose another folder.$"):
         Runner(study, tmp_path / "run #1")
