@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 DATA = Path(__file__).parent / "data"
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-BUNDLE = Path(__file__).parents[1] / "bundles" / "lung_ct_infection_segmentation"
+BUNDLES = Path(__file__).parents[1] / "bundles"
 
 
 @pytest.fixture(scope="session")
@@ -47,18 +47,31 @@ def phantom_folder(phantom: "Phantom", tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle's own configs at 48 x 64 pixels a slice, with random weights that match their record; only to read."""
+    """The single bundle's own configs at 48 x 64 pixels a slice, with random weights and their record; only to read."""
+    return _shrunken("lung_ct_infection_segmentation", tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="session")
+def tiny_cascade_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As `tiny_bundle`, of the cascade that tells ground glass from consolidation."""
+    return _shrunken("lung_ct_ggo_consolidation_segmentation", tmp_path_factory.mktemp("cascade_bundle"))
+
+
+def _shrunken(name: str, folder: Path) -> Path:
+    """Copy a bundle's configs with small slices, and draw weights for the network of its inference config."""
     import torch
+    from monai.bundle import ConfigParser
 
-    from covid_monai.networks import InfNet, save_weights
+    from covid_monai.networks import save_weights
 
-    folder = tmp_path_factory.mktemp("bundle")
-    shutil.copytree(BUNDLE / "configs", folder / "configs")
+    shutil.copytree(BUNDLES / name / "configs", folder / "configs")
     for config in (folder / "configs").glob("*.yaml"):
         config.write_text(re.sub(r"(?m)^size: .*$", "size: [48, 64]", config.read_text()))
+    definition = ConfigParser.load_config_file(folder / "configs" / "inference.yaml")["network_def"]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        save_weights(InfNet().state_dict(), folder / "models" / "model.pt")
+        network = ConfigParser({"network_def": definition}).get_parsed_content("network_def")
+        save_weights(network.state_dict(), folder / "models" / "model.pt")
     return folder
 
 

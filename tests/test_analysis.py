@@ -7,6 +7,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from PIL import Image
 
@@ -16,7 +19,7 @@ from covid_monai.datasets.phantom import Phantom, make_phantom, upright
 from covid_monai.inference import LesionSegmenter, ModelFacts, UprightSliceInferer
 from covid_monai.severity import dice
 from covid_monai.transforms import LungWindow
-from tests.inference.networks import Band, Constant
+from tests.inference.networks import Band, ClassBands, Constant
 
 GROUND_GLASS = (-700.0, -100.0)  # between lung and soft tissue, HU
 BODY = (65, 96)  # rows and columns of the phantom's body box, so that nothing is resampled
@@ -173,6 +176,94 @@ def test_progress_counts_the_slices():
     assert done == [8, 4]
 
 
+# ground glass and consolidation --------------------------------------------------------------------------------------
+
+
+def tell_apart(size: tuple[int, int] = (64, 64)) -> LesionSegmenter:
+    return LesionSegmenter(
+        ClassBands((-700, -350), (-350, -100)), UprightSliceInferer(size, batch_size=8), device="cpu"
+    )
+
+
+def mixed() -> np.ndarray:
+    """The scan of boxes with a consolidated part of 2 x 4 x 10 voxels in its lesion."""
+    hu = boxes()
+    hu[3:5, 24:28, 12:22] = -200
+    return hu
+
+
+def test_classes_are_counted_apart_and_add_up():
+    found = analyse(boxed(mixed()), tell_apart())
+    consolidation, voxel_ml = 2 * 4 * 10, 2 * 3 * 5 / 1000
+    assert found.classes == ("ground glass", "consolidation")
+    assert np.array_equal(np.bincount(found.lesions.ravel())[1:], [LESION_VOXELS - consolidation, consolidation])
+    figures = found.figures
+    assert figures.lesion_ml == pytest.approx(LESION_VOXELS * voxel_ml)
+    assert figures.consolidation_ml == pytest.approx(consolidation * voxel_ml)
+    assert figures.ground_glass_ml == pytest.approx((LESION_VOXELS - consolidation) * voxel_ml)
+    assert figures.lesion_share == LESION_VOXELS / LUNG_VOXELS
+    assert figures.consolidation_share == consolidation / LUNG_VOXELS
+    assert figures.ground_glass_share == (LESION_VOXELS - consolidation) / LUNG_VOXELS
+
+
+def test_a_model_that_does_not_tell_them_apart_gives_none():
+    found = analyse(boxed(mixed()), segmenter(size=(64, 64)))
+    assert found.classes == ("lesion",)
+    assert found.figures.lesion_share == LESION_VOXELS / LUNG_VOXELS
+    parts = ("ground_glass_ml", "consolidation_ml", "ground_glass_share", "consolidation_share")
+    assert [found.to_dict()["figures"][part] for part in parts] == [None] * 4
+
+
+def test_a_class_that_is_not_there_is_zero_not_none():
+    figures = analyse(boxed(boxes()), tell_apart()).figures
+    assert (figures.consolidation_ml, figures.consolidation_share) == (0, 0)
+    assert figures.ground_glass_share == figures.lesion_share
+
+
+def test_codes_stay_when_parts_outside_the_lungs_are_dropped():
+    hu = mixed()
+    hu[7:9, 54:58, 40:50] = -200  # behind the lungs, consolidation alone
+    hu[5:7, 30:34, 18:34] = -200  # from one lung into what lies between the two
+    found = analyse(boxed(hu), tell_apart())
+    assert not found.lesions[7:9, 54:58].any()
+    assert (found.lesions[5:7, 30:34, 18:34] == 2).all()
+    assert np.array_equal(found.lesions[3:9, 20:28, 12:22], np.where(hu[3:9, 20:28, 12:22] == -200, 2, 1))
+
+
+@pytest.mark.parametrize(("spacing_known", "lung"), [(False, True), (True, False)])
+def test_classes_without_lengths_or_lung_have_the_figures_that_can_be_had(spacing_known: bool, lung: bool):
+    hu = mixed()
+    if not lung:
+        hu[hu == -850] = 40
+    figures = analyse(boxed(hu, spacing_known=spacing_known), tell_apart()).figures
+    assert (figures.ground_glass_ml is not None, figures.consolidation_ml is not None) == (spacing_known,) * 2
+    assert (figures.ground_glass_share is not None, figures.consolidation_share is not None) == (lung,) * 2
+
+
+def test_the_record_says_which_classes_the_model_gives():
+    codes = [
+        analyse(boxed(boxes()), each).to_dict()["method"]["classes"] for each in (segmenter((64, 64)), tell_apart())
+    ]
+    assert codes == [{"1": "lesion"}, {"1": "ground glass", "2": "consolidation"}]
+
+
+@given(hnp.arrays(np.uint8, (6, 8, 6), elements=st.sampled_from([0, 0, 1, 2])))
+@settings(max_examples=20, deadline=None)
+def test_parts_add_up_to_the_lesions(codes: np.ndarray):
+    """Whatever is drawn into a lung, in blocks of 3 x 3 pixels, which the bands find whole."""
+    drawn = np.zeros((12, 64, 64), dtype=np.uint8)
+    drawn[2:8, 20:44, 9:27] = codes.repeat(3, axis=1).repeat(3, axis=2)
+    hu = boxes()
+    hu[3:9, 20:28, 12:22] = -850
+    hu[drawn != 0] = np.choose(drawn[drawn != 0], [-850, -400, -200])
+    found = analyse(boxed(hu), tell_apart())
+    assert np.array_equal(found.lesions, drawn)
+    figures = found.figures
+    assert figures.ground_glass_ml + figures.consolidation_ml == pytest.approx(figures.lesion_ml)
+    assert figures.ground_glass_share + figures.consolidation_share == pytest.approx(figures.lesion_share)
+    assert figures.lesion_ml == pytest.approx(np.count_nonzero(found.lesions) * 2 * 3 * 5 / 1000)
+
+
 # grey slices ---------------------------------------------------------------------------------------------------------
 
 
@@ -207,7 +298,7 @@ def test_the_record_is_plain_json(spacing_known: bool):
 
 def test_the_record_says_what_ran(analysis: Analysis, scan: CTScan):
     found = analysis.to_dict()
-    assert found["schema"] == "covid_monai/analysis/1"
+    assert found["schema"] == "covid_monai/analysis/2"
     assert found["notice"] == "Research use only, not a medical device."
     assert found["scan_id"] == analysis.scan_id
     assert found["figures"]["lesion_share"] == analysis.figures.lesion_share

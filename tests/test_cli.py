@@ -20,6 +20,7 @@ from covid_monai.datasets.phantom import make_phantom
 from covid_monai.networks import weights_sha256
 
 COMMANDS = ([], ["analyse"], ["demo"], ["data"], ["data", "list"], ["data", "prepare"], ["data", "phantom"])
+BUNDLES = ("lung_ct_infection_segmentation", "lung_ct_ggo_consolidation_segmentation")
 FILES = {"lesions.nii.gz", "analysis.json", "overview.png"}
 SMALL_PHANTOMS = ["--option", "patients=3", "--option", "slices=2", "--option", "size=48", "--option", "healthy=0"]
 
@@ -140,6 +141,24 @@ def test_one_input_goes_into_the_folder_itself(
     assert all(str(tmp_path / "results" / name) in result.out for name in FILES)
 
 
+def test_a_cascade_tells_ground_glass_from_consolidation(
+    analyse: Callable[..., Result], phantom_folder: Path, tiny_cascade_bundle: Path, tmp_path: Path
+):
+    result = analyse(phantom_folder / "image.nii.gz", "--bundle", tiny_cascade_bundle)
+    assert (result.code, result.err) == (0, "")
+    record = json.loads((tmp_path / "results" / "analysis.json").read_text())
+    figures = record["figures"]
+    assert record["method"]["model"]["name"] == "lung_ct_ggo_consolidation_segmentation"
+    assert record["method"]["classes"] == {"1": "ground glass", "2": "consolidation"}
+    ground_glass, consolidation = (f"{figures[f'{part}_ml']:.0f} mL" for part in ("ground_glass", "consolidation"))
+    assert f"(ground glass {ground_glass}, consolidation {consolidation})" in result.out
+    assert f"consolidation {100 * figures['consolidation_share']:.1f} %)" in result.out
+    mask = nib.load(tmp_path / "results" / "lesions.nii.gz")
+    voxel_ml = abs(np.linalg.det(mask.affine)) / 1000
+    for code, part in ((1, "ground_glass_ml"), (2, "consolidation_ml")):
+        assert np.count_nonzero(np.asarray(mask.dataobj) == code) * voxel_ml == pytest.approx(figures[part])
+
+
 def test_the_written_mask_lies_on_the_scan(analyse: Callable[..., Result], phantom_folder: Path, tmp_path: Path):
     assert analyse(phantom_folder / "image.nii.gz").code == 0
     mask, scan = nib.load(tmp_path / "results" / "lesions.nii.gz"), nib.load(phantom_folder / "image.nii.gz")
@@ -192,6 +211,7 @@ def test_a_slice_image_is_analysed_without_volumes(analyse: Callable[..., Result
     result = analyse(tmp_path / "slice.png")
     assert result.code == 0
     assert "mL, lungs" not in result.out
+    assert "volumes unknown" in result.out
     assert json.loads((tmp_path / "results" / "analysis.json").read_text())["figures"]["lesion_ml"] is None
 
 
@@ -324,9 +344,97 @@ def test_changed_weights_are_2(run: Callable[..., Result], other_scan: Path, tin
     assert not (tmp_path / "results").exists()
 
 
+def test_weights_that_are_not_there_are_2_and_it_is_said_what_to_do(
+    run: Callable[..., Result], other_scan: Path, tiny_cascade_bundle: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    shutil.copytree(tiny_cascade_bundle / "configs", tmp_path / "untrained" / "configs")
+    monkeypatch.setattr(cli, "default_bundle", lambda: tmp_path / "untrained")
+    result = run("analyse", other_scan, "--output", tmp_path / "results")
+    assert result.code == 2
+    (line,) = result.faults
+    assert line == (
+        f"covid-monai: no weights at {tmp_path}/untrained/models/model.pt: train this bundle as its docs/README.md "
+        "says, or give a trained one with --bundle DIR."
+    )
+    assert not (tmp_path / "results").exists()
+
+
+def test_the_cascade_is_the_default_bundle():
+    assert cli.default_bundle().name == "lung_ct_ggo_consolidation_segmentation"
+    metadata = json.loads((cli.default_bundle() / "configs" / "metadata.json").read_text())
+    assert metadata["name"] == cli.default_bundle().name
+
+
 def test_the_installed_bundle_is_the_default():
     for name in ("configs/inference.yaml", "configs/train.yaml", "configs/metadata.json", "LICENSE"):
         assert (cli.default_bundle() / name).is_file()
+
+
+# demo ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The commands of the demo, which are not run: only what its last step reads is made."""
+    from covid_monai import demo
+
+    commands: list[list[str]] = []
+
+    def step(title: str, module: str, *words: object, environment: object = None) -> None:
+        commands.append([module, *map(str, words)])
+        if "analyse" in words:
+            results, patient = Path(str(words[words.index("--output") + 1])), Path(str(words[1])).parent
+            write_truth_and_finding(patient, results)
+
+    monkeypatch.setattr(demo, "_step", step)
+    return commands
+
+
+def write_truth_and_finding(patient: Path, results: Path) -> None:
+    """Ten voxels of ground glass and ten of consolidation; of the former eight are found, of the latter five."""
+    truth, found = np.zeros((4, 10, 1), np.uint8), np.zeros((4, 10, 1), np.uint8)
+    truth[0], truth[1] = 1, 2
+    found[0, :8], found[1, :5], found[1, 5:] = 1, 2, 1
+    for folder, mask in ((patient, truth), (results, found)):
+        folder.mkdir(parents=True)
+        nib.save(nib.Nifti1Image(mask, np.eye(4)), folder / "lesions.nii.gz")
+    known = {"lesion_ml": 20, "ground_glass_ml": 10, "consolidation_ml": 10, "lung_ml": 100, "lesion_share": 0.2}
+    (patient / "truth.json").write_text(json.dumps(known))
+    figures = {"lesion_ml": 18, "ground_glass_ml": 13, "consolidation_ml": 5, "lung_ml": 98, "lesion_share": 0.1837}
+    (results / "analysis.json").write_text(json.dumps({"figures": figures}))
+
+
+def test_the_demo_trains_both_networks_and_compares_each_class(
+    run: Callable[..., Result], steps: list[list[str]], tmp_path: Path
+):
+    result = run("demo", "--output", tmp_path / "demo")
+    assert (result.code, result.err) == (0, "")
+    single, cascade = (tmp_path / "demo" / "bundles" / name for name in BUNDLES)
+    prepare, train_single, train_cascade, phantom, analyse = steps
+    for command, own in ((train_single, single), (train_cascade, cascade)):
+        assert command[:3] == ["monai.bundle", "run", "training"]
+        assert command[command.index("--bundle_root") + 1] == str(own)
+        assert names(own) == {"LICENSE", "configs", "docs"}
+    assert "--single_weights" not in train_single
+    assert train_cascade[train_cascade.index("--single_weights") + 1] == str(single / "models" / "model.pt")
+    assert prepare[-1] == str(tmp_path / "demo" / "training" / "datalist.json")
+    assert "phantom" in phantom
+    assert analyse[analyse.index("--bundle") + 1] == str(cascade)
+    table = {line[:28].strip(): line[28:].split() for line in result.out.splitlines()}
+    assert table["lesions (mL)"] == ["18", "20", "0.947"]  # 2 * 18 / (18 + 20)
+    assert table["ground glass (mL)"] == ["13", "10", "0.696"]  # 2 * 8 / (13 + 10)
+    assert table["consolidation (mL)"] == ["5", "10", "0.667"]  # 2 * 5 / (5 + 10)
+    assert table["lungs (mL)"] == ["98", "100"]
+    assert table["lesion share of the lungs"] == ["18.4%", "20.0%"]
+
+
+def test_the_demo_wants_a_folder_of_its_own(run: Callable[..., Result], steps: list[list[str]], tmp_path: Path):
+    (tmp_path / "mine.txt").touch()
+    result = run("demo", "--output", tmp_path)
+    assert (result.code, steps) == (2, [])
+    assert result.faults == [f"covid-monai: {tmp_path} is not empty: remove it, or choose another folder."]
+    assert names(tmp_path) == {"mine.txt"}
 
 
 # data ----------------------------------------------------------------------------------------------------------------
@@ -353,9 +461,20 @@ def test_a_data_set_is_prepared_and_added_to(run: Callable[..., Result], tmp_pat
     assert counts == {"training": 2, "validation": 2, "testing": 2}
     table = [line.split() for line in result.out.splitlines()]
     assert [row[:2] for row in table[1:4]] == [["training", "2"], ["validation", "2"], ["testing", "2"]]
+    assert table[4] == ["unlabelled", "0", "-", "0"]
     assert f"written: {out}" in result.out
     assert run("data", "prepare", "phantom", "--out", out, "--append", "--seed", 1, *SMALL_PHANTOMS).code == 0
     assert len(load_datalist(out)["training"]) == 4
+
+
+def test_data_goes_to_the_unlabelled_side_when_asked_for(run: Callable[..., Result], tmp_path: Path):
+    out = tmp_path / "datalist.json"
+    result = run("data", "prepare", "phantom", "--out", out, "--unlabelled", *SMALL_PHANTOMS)
+    assert (result.code, result.err) == (0, "")
+    table = [line.split() for line in result.out.splitlines()]
+    assert table[1] == ["training", "0", "0", "0"]
+    assert table[4] == ["unlabelled", "2", "-", "1"]
+    assert all("label" not in item for item in load_datalist(out)["unlabelled"])
 
 
 def test_the_seed_decides_the_data(run: Callable[..., Result], tmp_path: Path):
@@ -396,6 +515,7 @@ def test_data_that_cannot_be_prepared_is_2_and_leaves_nothing(
         ("patients", "'patients' is not KEY=VALUE"),
         ("patients=[", "is not YAML"),
         ("seed=3", "seed is no option of a data set, see --help"),
+        ("unlabelled=true", "unlabelled is no option of a data set, see --help"),
         ("name=folder", "name is no option of a data set, see --help"),
     ],
 )

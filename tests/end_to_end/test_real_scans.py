@@ -2,31 +2,19 @@
 """Real scans through `covid-monai analyse`: geometry, lungs and files; random weights, so the lesions mean nothing."""
 
 import json
-import shutil
 
 import nibabel
 import numpy as np
-import pytest
-import torch
 
-from covid_monai.cli import default_bundle, main
+from covid_monai.cli import main
 from covid_monai.datasets import load_datalist, prepare
-from covid_monai.networks import InfNet, save_weights
 from covid_monai.severity import dice, lung_mask
 from covid_monai.transforms import GreyToHU
 
 
-@pytest.fixture
-def bundle(tmp_path):
-    folder = shutil.copytree(default_bundle(), tmp_path / "bundle", ignore=shutil.ignore_patterns("*.pt", "*.sha256"))
-    torch.manual_seed(0)
-    save_weights(InfNet().state_dict(), folder / "models" / "model.pt")
-    return folder
-
-
-def test_a_real_dicom_series(shared_data, bundle, tmp_path):
+def test_a_real_dicom_series(shared_data, tiny_bundle, tmp_path):
     series = shared_data("ricord1a_000082_hu15") / "dicom"
-    assert main(["analyse", str(series), "--output", str(tmp_path / "out"), "--bundle", str(bundle)]) == 0
+    assert main(["analyse", str(series), "--output", str(tmp_path / "out"), "--bundle", str(tiny_bundle)]) == 0
     analysis = json.loads((tmp_path / "out" / "analysis.json").read_text())
     mask = nibabel.load(tmp_path / "out" / "lesions.nii.gz")
     assert mask.shape == (512, 512, 15)

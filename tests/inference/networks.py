@@ -42,3 +42,25 @@ class Band(nn.Module):
         inside = torch.minimum(x - self.low, self.high - x)
         eroded = -max_pool2d(-inside, 3, stride=1, padding=1)
         return 100 * max_pool2d(eroded, 3, stride=1, padding=1)
+
+
+class Fixed(nn.Module):
+    """The same logits (K, H, W) for every slice."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.logits.expand(len(x), *self.logits.shape)
+
+
+class ClassBands(nn.Module):
+    """Class logits: background 0, ground glass and consolidation each a :class:`Band`."""
+
+    def __init__(self, ground_glass: tuple[float, float], consolidation: tuple[float, float]) -> None:
+        super().__init__()
+        self.bands = nn.ModuleList([Band(*ground_glass), Band(*consolidation)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([torch.zeros_like(x), *(band(x) for band in self.bands)], 1)

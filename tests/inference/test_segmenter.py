@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +11,23 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from covid_monai.ct import CTScan, SourceFacts, read_ct
 from covid_monai.inference import BundleError, LesionSegmenter, UprightSliceInferer, upright_hu
-from covid_monai.networks import InfNet, WeightsError, load_weights, save_weights, weights_sha256
+from covid_monai.networks import (
+    InfNet,
+    InfNetCascade,
+    MultiInfNet,
+    WeightsError,
+    load_weights,
+    save_weights,
+    weights_sha256,
+)
 from covid_monai.transforms import LungWindow, estimate_hu_line
-from tests.inference.networks import Band, Constant, Echo
+from tests.inference.networks import Band, ClassBands, Constant, Echo, Fixed
 
 # thresholds ----------------------------------------------------------------------------------------------------------
 
@@ -30,8 +42,104 @@ def test_lesion_is_what_reaches_the_threshold(threshold: float, logit: float):
 
 @pytest.mark.parametrize("threshold", [0, 1, -0.1, float("nan")])
 def test_thresholds_out_of_range_are_refused(threshold: float):
-    with pytest.raises(ValueError, match="threshold must lie between 0 and 1"):
+    with pytest.raises(ValueError, match="give a probability between 0 and 1"):
         LesionSegmenter(Echo(), threshold=threshold)
+
+
+# classes -------------------------------------------------------------------------------------------------------------
+
+
+def segment(logits: torch.Tensor, threshold: float = 0.5) -> np.ndarray:
+    """Mask (H, W) that follows from logits (K, H, W), which are neither cropped nor resized."""
+    size = logits.shape[-2:]
+    segmenter = LesionSegmenter(Fixed(logits), UprightSliceInferer(size), threshold=threshold, device="cpu")
+    return segmenter.segment(np.zeros((1, *size), dtype=np.float32))[0]
+
+
+@pytest.mark.parametrize(
+    ("threshold", "probabilities", "code"),
+    [
+        (0.5, (0.49, 0.31, 0.20), 1),
+        (0.5, (0.51, 0.25, 0.24), 0),
+        (0.5, (0.40, 0.35, 0.25), 1),  # background is the most probable, but lesion is 0.6
+        (0.5, (0.40, 0.25, 0.35), 2),
+        (0.7, (0.40, 0.25, 0.35), 0),
+        (0.2, (0.75, 0.10, 0.15), 2),
+        (0.5, (0.40, 0.30, 0.30), 1),  # of two that are equal, ground glass
+        (0.9, (0.01, 0.00, 0.99), 2),
+    ],
+)
+def test_class_codes_worked_out_by_hand(threshold: float, probabilities: tuple[float, ...], code: int):
+    logits = torch.tensor(probabilities).log().clamp(min=-40)[:, None, None]
+    for offset in (0.0, -7.5):  # logits count by their differences
+        assert (segment(logits.expand(-1, 32, 32) + offset, threshold) == code).all()
+
+
+class_logits = hnp.arrays(np.float32, (3, 4, 8), elements=st.floats(-30, 30, width=32)).map(
+    lambda logits: logits.repeat(8, axis=1).repeat(4, axis=2)  # 32 x 32, the smallest slice
+)
+
+
+@given(class_logits, st.sampled_from([0.05, 0.3, 0.5, 0.9]))
+@settings(max_examples=50, deadline=None)
+def test_class_codes_are_those_of_the_softmax(logits: np.ndarray, threshold: float):
+    background = torch.from_numpy(logits).double().softmax(0).numpy()[0]
+    lesion = 1 - background >= threshold
+    expected = np.where(lesion, np.where(logits[2] > logits[1], 2, 1), 0)
+    clear = np.abs(1 - background - threshold) > 1e-5
+    found = segment(torch.from_numpy(logits), threshold)
+    assert np.array_equal(found[clear], expected[clear])
+
+
+@given(class_logits)
+@settings(max_examples=50, deadline=None)
+def test_a_higher_threshold_only_takes_lesion_away(logits: np.ndarray):
+    low, high = (segment(torch.from_numpy(logits), threshold) for threshold in (0.3, 0.6))
+    assert np.array_equal(high[high != 0], low[high != 0])
+
+
+def test_the_classes_are_told(tiny_bundle: Path):
+    assert LesionSegmenter(Constant(0), device="cpu").classes == ("lesion",)
+    told_apart = LesionSegmenter(ClassBands((-700, -300), (-300, -100)), device="cpu")
+    assert told_apart.classes == ("ground glass", "consolidation")
+    assert LesionSegmenter.from_bundle(tiny_bundle, "cpu").classes == ("lesion",)
+
+
+@pytest.mark.parametrize(
+    ("network", "found"),
+    [
+        (Fixed(torch.zeros(2, 192, 256)), r"\(1, 2, 192, 256\)"),
+        (Fixed(torch.zeros(4, 192, 256)), r"\(1, 4, 192, 256\)"),
+        (Fixed(torch.zeros(1, 6, 8)), r"\(1, 1, 6, 8\)"),
+        (torch.nn.AdaptiveMaxPool2d((192, 256), return_indices=True), "tuple"),
+    ],
+    ids=["two", "four", "small", "tuple"],
+)
+def test_networks_that_give_something_else_are_refused(network: torch.nn.Module, found: str):
+    with pytest.raises(ValueError, match=f"the network gives {found} for a slice, expected one logit or three class"):
+        LesionSegmenter(network, device="cpu")
+
+
+@pytest.mark.parametrize(("network", "code"), [(Constant(5), 1), (Fixed(torch.tensor([-9.0, 0, 1])), 2)])
+def test_outside_the_body_is_no_lesion(network: torch.nn.Module, code: int):
+    if isinstance(network, Fixed):
+        network = Fixed(network.logits[:, None, None].expand(-1, 64, 64))
+    hu = np.full((3, 80, 70), -1000, dtype=np.float32)
+    hu[:, 20:60, 10:50] = 40
+    mask = LesionSegmenter(network, UprightSliceInferer(64, margin=2), device="cpu").segment(hu)
+    expected = np.zeros_like(mask)
+    expected[:, 18:62, 8:52] = code
+    assert np.array_equal(mask, expected)
+
+
+def test_classes_are_found_where_they_are():
+    hu = np.full((3, 64, 64), 40, dtype=np.float32)
+    hu[:, 10:50, 10:50] = -850
+    hu[1, 20:30, 20:30] = -500
+    hu[1:, 32:40, 20:30] = -200
+    network = ClassBands((-700, -350), (-350, -100))
+    mask = LesionSegmenter(network, UprightSliceInferer(64), device="cpu").segment(hu)
+    assert np.array_equal(mask, np.select([hu == -500, hu == -200], [1, 2]))
 
 
 # scans ---------------------------------------------------------------------------------------------------------------
@@ -135,7 +243,7 @@ def edit(bundle: Path) -> Callable[..., Path]:
 def test_a_bundle_gives_its_network_weights_and_values(edit: Callable[..., Path], phantom_folder: Path):
     bundle = edit(window_level=-500, window_width=1400, threshold=0.25, batch_size=5)
     segmenter = LesionSegmenter.from_bundle(bundle, "cpu")
-    assert (segmenter.window.level, segmenter.window.width, segmenter.threshold) == (-500, 1400, 0.25)
+    assert (segmenter.window.level, segmenter.window.width, segmenter.codes.threshold) == (-500, 1400, 0.25)
     assert (segmenter.inferer.size, segmenter.inferer.batch_size) == ((48, 64), 5)
     network = InfNet(encoder="resnet18_narrow")
     network.load_state_dict(load_weights(bundle / "models" / "model.pt"))
@@ -193,6 +301,10 @@ def test_a_missing_version_is_refused(bundle: Path):
         ("network_def", "covid_monai.networks.InfNet"),
         ("network_def", {"_target_": "covid_monai.networks.InfNet", "encoder": "vgg7"}),
         ("network_def", {"_target_": "covid_monai.networks.InfNet", "depth": 3}),
+        ("network_def", {"_target_": "covid_monai.networks.InfNet", "in_channels": 3}),
+        ("network_def", {"_target_": "covid_monai.networks.InfNet", "out_channels": 2}),
+        ("network_def", {"_target_": "covid_monai.networks.MultiInfNet"}),
+        ("network_def", [{"_target_": "covid_monai.networks.InfNet"}]),
     ],
 )
 def test_a_wrong_value_is_refused(edit: Callable[..., Path], key: str, value: Any):
@@ -222,12 +334,71 @@ def test_only_our_networks_are_built(edit: Callable[..., Path], tmp_path: Path, 
     assert not victim.exists()
 
 
-@pytest.mark.parametrize("key", ["network_def", "window_level", "size", "threshold", "argument"])
+# a network among the arguments of another ----------------------------------------------------------------------------
+
+SINGLE = {"_target_": "covid_monai.networks.InfNet", "encoder": "resnet18_narrow"}
+MULTI = {"_target_": "covid_monai.networks.MultiInfNet", "trunk": "unet", "features": [8, 8, 8, 8, 8]}
+CASCADE = {"_target_": "covid_monai.networks.InfNetCascade", "single": SINGLE, "multi": MULTI}
+
+
+def test_a_cascade_is_built_from_nested_values(edit: Callable[..., Path], phantom_folder: Path):
+    bundle = edit(network_def=CASCADE)
+    torch.manual_seed(0)
+    network = InfNetCascade(InfNet(), MultiInfNet("unet", features=(8, 8, 8, 8, 8)))
+    for file in (bundle / "models").iterdir():
+        file.unlink()
+    save_weights(network.state_dict(), bundle / "models" / "model.pt")
+    segmenter = LesionSegmenter.from_bundle(bundle, "cpu")
+    assert segmenter.classes == ("ground glass", "consolidation")
+    assert segmenter.facts.network == CASCADE
+    by_hand = LesionSegmenter(network, UprightSliceInferer((48, 64), 8), device="cpu")
+    scan = read_ct(phantom_folder / "image.nii.gz")
+    mask = segmenter(scan)
+    assert len(np.unique(mask)) > 1
+    assert np.array_equal(mask, by_hand(scan))
+
+
+@pytest.mark.parametrize(
+    ("definition", "fault"),
+    [
+        ({**CASCADE, "single": {**SINGLE, "_target_": "torch.nn.Identity"}}, "torch.nn.Identity is no network of"),
+        ({**CASCADE, "multi": {**MULTI, "_target_": "os.system"}}, "os.system is no network of"),
+        ({**CASCADE, "multi": {**MULTI, "features": [{"_target_": "os.getcwd"}]}}, "os.getcwd is no network of"),
+        ({**CASCADE, "single": {"encoder": "resnet18_narrow"}}, "has no '_target_'"),
+        ({**CASCADE, "single": "covid_monai.networks.InfNet"}, "is wrong: "),
+        ({**CASCADE, "single": "@other"}, "holds the expression '@other': it is not run, write the value"),
+        ({**CASCADE, "single": MULTI}, "is wrong: "),
+        ({key: CASCADE[key] for key in ("_target_", "multi")}, "is wrong: "),
+    ],
+)
+def test_a_nested_network_that_cannot_be_is_refused(edit: Callable[..., Path], definition: dict[str, Any], fault: str):
+    with pytest.raises(BundleError, match=re.escape(fault)) as caught:
+        LesionSegmenter.from_bundle(edit(network_def=definition), "cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_definition_within_itself_is_refused(bundle: Path):
+    path = bundle / "configs" / "inference.yaml"
+    text = re.sub(r"(?ms)^network_def:.*?(?=^\S)", "", path.read_text())
+    path.write_text(text + "network_def: &again\n  _target_: covid_monai.networks.InfNetCascade\n  single: *again\n")
+    with pytest.raises(BundleError, match=r"inference\.yaml is wrong"):
+        LesionSegmenter.from_bundle(bundle, "cpu")
+
+
+@pytest.mark.parametrize("prefix", ["$", "@", "%"])
+def test_an_expression_anywhere_in_the_network_is_refused(edit: Callable[..., Path], prefix: str):
+    definition = {**CASCADE, "multi": {**MULTI, "features": [8, 8, 8, f"{prefix}width", 8]}}
+    with pytest.raises(BundleError, match=re.escape(f"holds the expression '{prefix}width'")):
+        LesionSegmenter.from_bundle(edit(network_def=definition), "cpu")
+
+
+@pytest.mark.parametrize("key", ["network_def", "window_level", "size", "threshold", "argument", "nested"])
 def test_an_expression_is_refused_and_not_run(edit: Callable[..., Path], tmp_path: Path, key: str):
     victim = tmp_path / "victim"
     expression = f"$__import__('pathlib').Path({str(victim)!r}).touch()"
     definition = {"_target_": "covid_monai.networks.InfNet", "encoder": expression}
-    values = {"network_def": definition} if key == "argument" else {key: expression}
+    nested = {**CASCADE, "single": {**SINGLE, "encoder": expression}}
+    values = {"argument": {"network_def": definition}, "nested": {"network_def": nested}}.get(key, {key: expression})
     with pytest.raises(BundleError):
         LesionSegmenter.from_bundle(edit(**values), "cpu")
     assert not victim.exists()
@@ -251,7 +422,7 @@ def test_a_yaml_object_is_refused_and_not_made(bundle: Path):
 
 def test_missing_weights_are_refused(bundle: Path):
     (bundle / "models" / "model.pt").unlink()
-    with pytest.raises(WeightsError, match="no weights at"):
+    with pytest.raises(WeightsError, match=r"no weights at .*model\.pt: train this bundle .*README\.md.* --bundle DIR"):
         LesionSegmenter.from_bundle(bundle, "cpu")
 
 

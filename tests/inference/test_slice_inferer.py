@@ -11,7 +11,7 @@ from torch import nn
 
 from covid_monai.inference import UprightSliceInferer
 from covid_monai.inference.slice_inferer import OUTSIDE_LOGIT
-from tests.inference.networks import Echo
+from tests.inference.networks import Echo, Fixed
 
 
 def body(height: int, width: int, box: tuple[tuple[int, int], tuple[int, int]]) -> torch.Tensor:
@@ -70,6 +70,32 @@ def test_the_margin_is_kept_around_the_body_up_to_the_frame():
     pred = UprightSliceInferer(size=64, margin=6)(body(80, 80, ((10, 60), (3, 70)))[None, None], Echo())
     rows, columns = ((pred[0, 0] != OUTSIDE_LOGIT).any(dim=1 - axis).nonzero().flatten() for axis in (0, 1))
     assert (rows[0], rows[-1], columns[0], columns[-1]) == (4, 65, 0, 75)
+
+
+@pytest.mark.parametrize("depth", [None, 3], ids=["slices", "volume"])
+@pytest.mark.parametrize("classes", [2, 3])
+@torch.no_grad()
+def test_outside_the_body_class_logits_say_background(classes: int, depth: int | None):
+    box = ((10, 60), (3, 70))
+    image = body(80, 80, box)[None, None]
+    image = image if depth is None else image[..., None].expand(-1, -1, -1, -1, depth)
+    logits = torch.full((classes, 48, 64), 1.0)
+    logits[0] = -30.0  # inside, everything is lesion
+    probability = UprightSliceInferer(size=(48, 64), margin=0)(image, Fixed(logits)).softmax(1)
+    assert probability.shape == (1, classes, *image.shape[2:])
+    inside = torch.zeros(80, 80, dtype=torch.bool)
+    inside[slice(*box[0]), slice(*box[1])] = True
+    assert (probability[0, 0][~inside] > 1 - 1e-6).all()
+    torch.testing.assert_close(probability[0, 1:][:, inside].sum(0), torch.ones_like(probability[0, 0][inside]))
+
+
+@torch.no_grad()
+def test_the_logits_inside_a_box_are_those_that_are_put_back(network: nn.Module):
+    inferer = UprightSliceInferer(size=48, amp=False)
+    slices, box = volume(3)[0].movedim(-1, 0), ((5, 61), (7, 40))
+    inside = inferer.predict_inside(slices, box, network)
+    assert inside.shape == (3, 2, 56, 33)
+    assert torch.equal(inferer.predict(slices, box, network)[..., 5:61, 7:40], inside)
 
 
 def test_slices_without_a_body_are_predicted_whole():

@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from covid_monai.analysis import Analysis, Figures
-from covid_monai.reports import save_overview, slices_that_matter
+from covid_monai.reports import save_overview, slices_that_matter, summarise
 
 # which slices --------------------------------------------------------------------------------------------------------
 
@@ -67,10 +67,15 @@ def test_the_slice_with_the_largest_area_is_among_them(lesions: np.ndarray):
 # the picture ---------------------------------------------------------------------------------------------------------
 
 
-def build(lesions: np.ndarray, lungs: np.ndarray, figures: Figures | None = None) -> Analysis:
+BINARY = Figures(12.0, None, None, 3000.0, 0.004, None, None, 3, 5)
+CLASSES = Figures(12.0, 9.0, 3.0, 3000.0, 0.004, 0.003, 0.001, 3, 5)
+NOTHING = Figures(None, None, None, None, None, None, None, 0, 0)
+
+
+def build(lesions: np.ndarray, lungs: np.ndarray, figures: Figures = BINARY) -> Analysis:
     """An analysis of a grey scan with these masks."""
     hu = np.full(lesions.shape, -600.0, dtype=np.float32)
-    return Analysis("0123456789abcdef", figures or Figures(12.0, 3000.0, 0.004, 3, 5), (), {}, hu, lesions, lungs)
+    return Analysis("0123456789abcdef", figures, (), {}, hu, lesions, lungs, ("lesion",))
 
 
 @pytest.fixture
@@ -79,6 +84,14 @@ def diseased() -> Analysis:
     lungs[:, 10:70, 10:70] = True
     lesions[1:5, 20:50, 20:35] = 1
     return build(lesions, lungs)
+
+
+@pytest.fixture
+def told_apart(diseased: Analysis) -> Analysis:
+    """Ground glass, and consolidation below it on the other side."""
+    lesions = diseased.lesions.copy()
+    lesions[1:5, 52:66, 45:65] = 2
+    return replace(diseased, lesions=lesions, figures=CLASSES, classes=("ground glass", "consolidation"))
 
 
 def picture(analysis: Analysis, folder: Path) -> np.ndarray:
@@ -102,6 +115,30 @@ def test_it_is_a_picture_of_the_expected_size_with_outlines(diseased: Analysis, 
     red, blue = coloured(image)
     assert red > 5000
     assert blue > 1000
+
+
+def yellow(image: np.ndarray) -> np.ndarray:
+    """Which pixels are clearly yellow: as green as red, nearly, and less blue."""
+    red, green, blue = np.moveaxis(image, -1, 0)
+    return (red - blue > 60) & (red - green < 58)
+
+
+def test_ground_glass_is_yellow_and_consolidation_red(told_apart: Analysis, tmp_path: Path):
+    image = picture(replace(told_apart, lesions=told_apart.lesions[2:3], lungs=told_apart.lungs[2:3]), tmp_path)
+    warm = image[..., 0] - image[..., 2] > 60
+    rows, columns = np.nonzero(yellow(image))
+    red_rows, red_columns = np.nonzero(warm & ~yellow(image))
+    assert min(len(rows), len(red_rows)) > 2000
+    assert rows.max() < red_rows.min()
+    assert columns.max() < red_columns.min()
+
+
+@pytest.mark.parametrize("code", [1, 2])
+def test_one_class_alone_has_one_colour(told_apart: Analysis, code: int, tmp_path: Path):
+    image = picture(replace(told_apart, lesions=told_apart.lesions * (told_apart.lesions == code)), tmp_path)
+    warm = image[..., 0] - image[..., 2] > 60
+    assert warm.sum() > 5000
+    assert yellow(image).sum() == (warm.sum() if code == 1 else 0)
 
 
 def test_red_is_for_lesions_alone(diseased: Analysis, tmp_path: Path):
@@ -129,7 +166,7 @@ def test_any_number_of_slices_is_drawn(slices: int, height: int, tmp_path: Path)
 
 def test_a_scan_without_lung_and_lengths_is_drawn_whole(tmp_path: Path):
     nothing = np.zeros((2, 40, 60), dtype=np.uint8)
-    image = picture(build(nothing, nothing.astype(bool), Figures(None, None, None, 0, 0)), tmp_path)
+    image = picture(build(nothing, nothing.astype(bool), NOTHING), tmp_path)
     assert coloured(image) == (0, 0)
     assert ((image == 128).all(axis=2) | (image == 127).all(axis=2)).sum() > 10_000  # -600 HU is grey 127.5
 
@@ -155,13 +192,22 @@ def test_figures_slices_and_notice_are_written_in_it(
     diseased: Analysis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     text = texts(diseased, tmp_path, monkeypatch)
-    for expected in ("0.4 % of the lungs", "lesions 12 mL, lungs 3000 mL", "0123456789abcdef", "Research use only"):
+    for expected in (*summarise(BINARY), "0123456789abcdef", "Red: lesion. Blue: lung.", "Research use only"):
         assert expected in text
     assert [f"slice {number} of 6" in text for number in range(0, 8)] == [False, *[True] * 6, False]
 
 
+def test_the_legend_and_the_headline_name_the_classes(
+    told_apart: Analysis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    text = texts(told_apart, tmp_path, monkeypatch)
+    for expected in (*summarise(CLASSES), "Yellow: ground glass. Red: consolidation. Blue: lung."):
+        assert expected in text
+    assert "Red: lesion" not in text
+
+
 def test_unknown_figures_are_said_to_be_unknown(diseased: Analysis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    text = texts(replace(diseased, figures=Figures(None, None, None, 0, 0)), tmp_path, monkeypatch)
+    text = texts(replace(diseased, figures=NOTHING), tmp_path, monkeypatch)
     assert "lesion share not available" in text
     assert "volumes unknown" in text
     assert "None" not in text

@@ -63,6 +63,25 @@ def test_mask_figures_and_picture_are_written(analysis: Analysis, scan: CTScan, 
 
 
 @pytest.mark.usefixtures("no_drawing")
+@pytest.mark.parametrize(
+    ("classes", "comment"),
+    [(("lesion",), b"1 = lesion"), (("ground glass", "consolidation"), b"1 = ground glass; 2 = consolidation")],
+)
+def test_codes_are_written_and_named_in_the_mask(
+    analysis: Analysis, scan: CTScan, tmp_path: Path, classes: tuple[str, ...], comment: bytes
+):
+    lesions = analysis.lesions.copy()
+    lesions[len(lesions) // 2 :] *= len(classes)
+    files = write_results(replace(analysis, lesions=lesions, classes=classes), scan, tmp_path)
+    mask = nib.load(files["lesions.nii.gz"])
+    assert mask.get_data_dtype() == np.uint8
+    assert set(np.unique(mask.dataobj)) == set(range(len(classes) + 1))
+    assert np.array_equal(np.asarray(mask.dataobj), scan.from_upright(lesions))
+    (extension,) = mask.header.extensions
+    assert extension.get_content().strip(b"\0") == comment
+
+
+@pytest.mark.usefixtures("no_drawing")
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "PIR", "ASL", "SRP", "IAR"])
 def test_the_mask_lies_on_the_scan_in_any_orientation(
     codes: str, analysis: Analysis, segmenter: LesionSegmenter, phantom_folder: Path, tmp_path: Path

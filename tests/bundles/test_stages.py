@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pretraining, finetuning and evaluation of each bundle, one after the other, and what they leave behind."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mlflow.entities import Run
+
+from covid_monai.networks import weights_sha256
+from covid_monai.tracking import hashed_id
+from tests.bundles.bundle import CASCADE, NAMES, TINY, Bundle, is_head, same
+
+STAGES = ("pretraining", "finetuning", "evaluating")
+SCORES = {"val_mean_dice", "val_dice_ggo", "val_dice_consolidation", "val_dice_infection"}
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def bundle(request: pytest.FixtureRequest, make_bundle: Callable[[str], Bundle]) -> Bundle:
+    """Either bundle after the three stages; the single network's weights are not within the bundle."""
+    bundle = make_bundle(request.param)
+    bundle.perform("pretraining", **TINY, **{"schedule#warm_up": 0}, val_interval=1)
+    bundle.perform("finetuning", **TINY, val_interval=1)
+    bundle.perform("evaluating")
+    return bundle
+
+
+@pytest.fixture
+def runs(bundle: Bundle) -> dict[str, Run]:
+    return {run.info.run_name: run for run in bundle.runs()}
+
+
+def test_each_stage_is_one_finished_run(bundle: Bundle):
+    runs = bundle.runs()
+    assert [run.info.run_name for run in runs] == list(STAGES)
+    assert [run.data.tags["stage"] for run in runs] == list(STAGES)
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert len({run.data.tags["data_hash"] for run in runs}) == 1
+
+
+def test_parents_are_the_runs_whose_weights_were_taken(bundle: Bundle, runs: dict[str, Run]):
+    assert "mlflow.parentRunId" not in runs["pretraining"].data.tags
+    models = bundle.folder / "models"
+    for stage, parent, weights in (
+        ("finetuning", "pretraining", models / "pretraining" / "model.pt"),
+        ("evaluating", "finetuning", models / "model.pt"),
+    ):
+        tags = runs[stage].data.tags
+        assert tags["mlflow.parentRunId"] == runs[parent].info.run_id
+        assert tags["started_from_run"] == runs[parent].info.run_id
+        assert tags["started_from_sha256"] == weights_sha256(weights)
+
+
+def test_the_coach_and_the_network_have_learnt(bundle: Bundle, runs: dict[str, Run]):
+    metrics = runs["pretraining"].data.metrics
+    assert {"train_coach_loss", "train_network_loss", "train_loss", "learning_rate"} <= metrics.keys()
+    assert metrics["train_erased_share"] == pytest.approx(0.25)
+    for name in ("val_error_random", "val_error_mean", "val_error_coach", "val_mask_overlap"):
+        assert np.isfinite(metrics[name]), name
+    state = bundle.checkpoint("pretraining")["state"]
+    assert state["coach_optimizer"]["state"]
+    assert state["optimizer"]["state"]
+
+
+def test_inpainting_pictures(bundle: Bundle, runs: dict[str, Run]):
+    artifacts = bundle.artifacts(runs["pretraining"])
+    for epoch in (1, 2):
+        pictures = {f"inpainting/epoch_{epoch:04d}_{number}.png" for number in range(4)}
+        assert {f"coach_masks/epoch_{epoch:04d}.png", *pictures} <= artifacts
+
+
+def test_every_case_of_the_evaluation_is_recorded(bundle: Bundle, runs: dict[str, Run]):
+    cases = bundle.artifact(runs["evaluating"], "cases.json")
+    expected = {hashed_id(item["id"]) for item in bundle.items("testing")}
+    scores = SCORES & runs["evaluating"].data.metrics.keys()
+    assert scores & cases.keys()
+    for name in scores & cases.keys():
+        values = cases[name]
+        assert values.keys() <= expected
+        assert runs["evaluating"].data.metrics[name] == pytest.approx(np.mean(list(values.values())), abs=1e-6)
+    over_all = "val_dice_infection" if bundle.name == CASCADE else "val_mean_dice"
+    assert cases[over_all].keys() == expected
+
+
+def test_evaluation_scores(bundle: Bundle, runs: dict[str, Run]):
+    metrics = runs["evaluating"].data.metrics
+    assert all(0 <= value <= 1 for name, value in metrics.items() if name.startswith("val_"))
+    if bundle.name == CASCADE:
+        for name in ("val_dice_ggo", "val_dice_ggo_all_slices", "val_dice_consolidation_all_slices"):
+            assert name in metrics
+    else:
+        for statistic in ("dice", "sensitivity", "specificity"):
+            assert f"val_{statistic}_over_thresholds" in metrics
+    name = "val_dice_ggo" if bundle.name == CASCADE else "val_mean_dice"
+    rows = (bundle.folder / "eval" / f"{name}_raw.csv").read_text().splitlines()
+    assert len(rows) == len(bundle.items("testing")) + 1
+
+
+def test_data_of_each_run_are_named_by_hashes(bundle: Bundle, runs: dict[str, Run]):
+    used = {
+        "pretraining": {"unlabelled": ("unlabelled", "training"), "validation": ("validation",)},
+        "finetuning": {"training": ("training",), "validation": ("validation",)},
+        "evaluating": {"testing": ("testing",)},
+    }
+    for stage, sides in used.items():
+        expected = {
+            name: [hashed_id(item["id"]) for side in them for item in bundle.items(side)]
+            for name, them in sides.items()
+        }
+        assert bundle.artifact(runs[stage], "data.json") == expected
+
+
+def test_no_path_and_no_patient_is_in_the_store(bundle: Bundle, runs: dict[str, Run]):
+    for run in runs.values():
+        text = json.dumps([run.data.params, run.data.tags, run.inputs.to_dictionary()])
+        assert str(bundle.folder) not in text
+        assert str(Path.home()) not in text
+    items = [item for side in ("training", "validation", "testing", "unlabelled") for item in bundle.items(side)]
+    words = {item[key].encode() for item in items for key in ("id", "patient", "image")}
+    store = [bundle.folder / "mlflow.db", *(bundle.folder / "mlruns").rglob("*")]
+    files = [path for path in store if path.is_file()]
+    assert len(files) > 10
+    for path in files:
+        content = path.read_bytes()
+        assert not any(word in content for word in words), path
+
+
+def test_finetuning_starts_from_the_pretrained_trunk(bundle: Bundle):
+    """Network, validated moving average and optimiser alike, key by key, before the first step; also in several
+    processes."""
+    pretrained = bundle.weights("pretraining")
+    prefix = "multi." if bundle.name == CASCADE else ""
+    fresh = bundle.workflow("training").parser.get_parsed_content("network").state_dict()
+    parser = bundle.workflow("finetuning", **TINY, resume=False).parser
+    network, evaluator = (parser.get_parsed_content(name) for name in ("network", "validate#evaluator"))
+    optimizer = parser.get_parsed_content("optimizer")
+    parallel = bundle.workflow("finetuning", "multi_gpu_train", rank=0, world_size=2, device="cpu").parser
+    started = [network, evaluator.network, parallel.get_parsed_content("network#module")]
+    for state in (each.state_dict() for each in started):
+        trunk = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        assert trunk.keys() >= {key for key in pretrained if not is_head(key)}
+        for key, value in trunk.items():
+            if is_head(key):
+                assert key not in pretrained or not torch.equal(value, pretrained[key])
+            else:
+                assert torch.equal(value, pretrained[key]), key
+    assert any(not torch.equal(fresh[prefix + key], pretrained[key]) for key in pretrained if not is_head(key))
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert trained >= {id(p) for p in network.parameters() if p.requires_grad}
+
+
+def test_a_finetuning_that_learns_nothing_keeps_the_pretrained_parameters(bundle: Bundle, tmp_path: Path):
+    overrides = {**TINY, "max_epochs": 1, "learning_rate": 0.0, "ckpt_dir": str(tmp_path), "experiment": "still"}
+    workflow = bundle.perform("finetuning", **overrides, val_interval=1)
+    pretrained = bundle.weights("pretraining")
+    network = workflow.parser.get_parsed_content("network")
+    part = network.multi if bundle.name == CASCADE else network
+    kept = {key: p for key, p in part.named_parameters() if not is_head(key)}
+    assert len(kept) > 20
+    for key, parameter in kept.items():
+        assert torch.equal(parameter, pretrained[key]), key
+
+
+class TestCascade:
+    @pytest.fixture
+    def cascade(self, bundle: Bundle) -> Bundle:
+        if bundle.name != CASCADE:
+            pytest.skip("a test of the cascade")
+        return bundle
+
+    def test_single_network_is_kept_bitwise(self, cascade: Bundle, single_weights: Path):
+        single = torch.load(single_weights, weights_only=True)
+        for state in (cascade.weights(), cascade.checkpoint()["state"]["network"]):
+            kept = {key.removeprefix("single."): value for key, value in state.items() if key.startswith("single.")}
+            assert same(kept, single)
+
+    def test_evaluation_needs_no_single_weights(self, cascade: Bundle, runs: dict[str, Run]):
+        assert not (cascade.folder / "models" / "single.pt").exists()
+        assert runs["evaluating"].info.status == "FINISHED"
+
+    def test_the_single_network_is_recorded(self, cascade: Bundle, runs: dict[str, Run], single_weights: Path):
+        for stage in ("pretraining", "finetuning"):
+            assert runs[stage].data.tags["single_sha256"] == weights_sha256(single_weights), cascade.name
