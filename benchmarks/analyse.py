@@ -84,7 +84,11 @@ def main() -> None:
 def _bundle_with_random_weights(folder: Path, encoder: str, size: list[int]) -> Path:
     from covid_monai.networks import InfNet, save_weights
 
-    shutil.copytree(default_bundle(), folder, ignore=shutil.ignore_patterns("*.pt", "*.sha256"))
+    shutil.copytree(
+        default_bundle().parent / "lung_ct_infection_segmentation",
+        folder,
+        ignore=shutil.ignore_patterns("*.pt", "*.sha256"),
+    )
     config = folder / "configs" / "inference.yaml"
     values = yaml.safe_load(config.read_text())
     values["network_def"]["encoder"], values["size"] = encoder, size
