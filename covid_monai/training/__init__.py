@@ -3,6 +3,7 @@
 
 from covid_monai.training.batches import PreparePriorBatch, prepare_edge_batch, prepare_image_batch
 from covid_monai.training.checkpoints import Checkpoints, SeedEpochs
+from covid_monai.training.choices import choose
 from covid_monai.training.coach_trainer import (
     CoachSchedule,
     Inpainting,
@@ -30,6 +31,7 @@ __all__ = [
     "SeedEpochs",
     "ThresholdAveraged",
     "balanced_weights",
+    "choose",
     "prepare_edge_batch",
     "prepare_image_batch",
     "take_fraction",

@@ -108,28 +108,47 @@ class Checkpoints:
                 f"no epoch has a {self.metric}: the validation side needs slices that it can be measured on."
             )
 
-    def _load(self, trainer: Engine) -> int:
-        """Restore everything from the last checkpoint and return its epoch."""
+    def check(self) -> None:
+        """Refuse a checkpoint that :meth:`run` would refuse, before anything is begun.
+
+        Raises:
+            ValueError: when the checkpoint is damaged or of another training.
+        """
+        if self.resume and self.last_path.exists():
+            self._read(mmap=True)
+
+    def _read(self, mmap: bool = False) -> dict[str, Any]:
+        """The last checkpoint, which is of this training; with ``mmap`` its tensors stay in the file."""
         try:
-            saved = torch.load(self.last_path, map_location="cpu", weights_only=True)
+            saved = torch.load(self.last_path, map_location="cpu", weights_only=True, mmap=mmap)
             known = saved["identity"]
             other = [key for key in {**self.identity, **known} if self.identity.get(key) != known.get(key)]
-            if not other:  # nothing of another training is loaded
-                for name, part in self.state.items():
-                    part.load_state_dict(saved["state"][name])
-                self.best_score, self.best_epoch = saved["best_score"], saved["best_epoch"]
-                trainer.state.epoch, trainer.state.iteration = saved["epoch"], saved["iteration"]
-        except Exception as error:  # whatever foreign bytes or another network's state lead to
-            raise ValueError(
-                f"{self.last_path} is no checkpoint of this training ({type(error).__name__}): "
-                "choose another folder, or set resume to false to begin anew."
-            ) from error
+        except Exception as error:  # whatever foreign bytes lead to
+            raise self._foreign(error) from error
         if other:
             raise ValueError(
                 f"{self.last_path} is of another training ({', '.join(other)} differ): "
                 "choose another folder, or set resume to false to begin anew."
             )
+        return saved
+
+    def _load(self, trainer: Engine) -> int:
+        """Restore everything from the last checkpoint and return its epoch."""
+        saved = self._read()
+        try:
+            for name, part in self.state.items():
+                part.load_state_dict(saved["state"][name])
+            self.best_score, self.best_epoch = saved["best_score"], saved["best_epoch"]
+            trainer.state.epoch, trainer.state.iteration = saved["epoch"], saved["iteration"]
+        except Exception as error:  # whatever another network's state leads to
+            raise self._foreign(error) from error
         return saved["epoch"]
+
+    def _foreign(self, error: Exception) -> ValueError:
+        return ValueError(
+            f"{self.last_path} is no checkpoint of this training ({type(error).__name__}): "
+            "choose another folder, or set resume to false to begin anew."
+        )
 
     def _epoch_completed(self, trainer: Engine) -> None:
         epoch = trainer.state.epoch

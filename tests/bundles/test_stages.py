@@ -101,7 +101,7 @@ def test_evaluation_scores(bundle: Bundle, runs: dict[str, Run]):
 
 def test_data_of_each_run_are_named_by_hashes(bundle: Bundle, runs: dict[str, Run]):
     used = {
-        "pretraining": {"unlabelled": ("unlabelled", "training"), "validation": ("validation",)},
+        "pretraining": {"pretraining": ("unlabelled", "training"), "validation": ("validation",)},
         "finetuning": {"training": ("training",), "validation": ("validation",)},
         "evaluating": {"testing": ("testing",)},
     }

@@ -250,8 +250,9 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path):
         ({"data_hash": "a", "size": [192, 256], "pretrained": "c"}, "pretrained"),
     ):
         other = Scripted(tmp_path, [0.5, 0.6], identity=identity)
-        with pytest.raises(ValueError, match=rf"is of another training \({fault} differ\): choose another folder"):
-            other.run()
+        for attempt in (other.checkpoints.check, other.run):
+            with pytest.raises(ValueError, match=rf"is of another training \({fault} differ\): choose another folder"):
+                attempt()
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
     same = Scripted(tmp_path, [0.5, 0.6], identity={"data_hash": "a", "size": [192, 256]}).run()
     assert same.epochs == [2]
@@ -415,3 +416,14 @@ def test_the_hash_of_each_best_weights_is_told(tmp_path: Path):
 def test_a_training_without_any_score_does_not_end_well(tmp_path: Path):
     with pytest.raises(ValueError, match="no epoch has a val_mean_dice"):
         Scripted(tmp_path, [float("nan"), float("nan")]).run()
+
+
+def test_a_checkpoint_of_this_training_passes_the_check(tmp_path: Path):
+    training = Scripted(tmp_path, [0.5, 0.6])
+    training.checkpoints.check()  # none is there
+    training.run()
+    training.checkpoints.check()
+    (tmp_path / "checkpoint.pt").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match="is no checkpoint of this training"):
+        training.checkpoints.check()
+    Scripted(tmp_path, [0.5], resume=False).checkpoints.check()
