@@ -12,6 +12,8 @@ from monai.config.type_definitions import NdarrayOrTensor
 from monai.transforms import MapTransform, Randomizable, Transform
 from monai.utils import TransformBackends, convert_to_dst_type
 
+from .sizes import common_size
+
 __all__ = ["RandCellMask", "RandCellMaskD", "RandCellMaskDict", "RandCellMaskd"]
 
 
@@ -110,10 +112,7 @@ class RandCellMaskd(Randomizable, MapTransform):
         """Add a mask to a copy of ``data``."""
         d = dict(data)
         present = list(self.key_iterator(d))
-        sizes = {tuple(d[key].shape[1:]) for key in present}
-        if len(sizes) > 1:
-            raise ValueError(f"RandCellMaskd: {present} have spatial sizes {sorted(sizes)}; give images of one size")
-        if present:
+        if common_size(self, d, present) is not None:
             d[self.mask_key] = self.cell_mask(d[present[0]])
         return d
 

@@ -13,6 +13,8 @@ from monai.data.utils import get_random_patch
 from monai.transforms import MapTransform, Randomizable, RandomizableTransform
 from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tensor
 
+from .sizes import common_size
+
 __all__ = ["RandCutout", "RandCutoutD", "RandCutoutDict", "RandCutoutd"]
 
 
@@ -117,10 +119,7 @@ class RandCutoutd(Randomizable, MapTransform):
         """Erase the same holes in each image of a copy of ``data``."""
         d = dict(data)
         present = list(self.key_iterator(d))
-        sizes = {tuple(d[key].shape[1:]) for key in present}
-        if len(sizes) > 1:
-            raise ValueError(f"RandCutoutd: {present} have spatial sizes {sorted(sizes)}; give images of one size")
-        for size in sizes:
+        if (size := common_size(self, d, present)) is not None:
             self.cutout.randomize(size)
         for key in present:
             d[key] = self.cutout(d[key], randomize=False)
