@@ -23,7 +23,7 @@ GRID = 16  # masks in one picture
 
 
 class TrackTraining:
-    """Record the mean loss, the learning rate and the seconds of every epoch of a trainer.
+    """Record the mean loss, the learning rate and the seconds of every epoch of a trainer, and end it on a signal.
 
     Every scalar ``name`` of the trainer's output becomes ``train_name``: its mean over those steps of the epoch that
     have it, since steps of one phase may lack the losses of another.
@@ -43,6 +43,7 @@ class TrackTraining:
     def attach(self, engine: Engine) -> None:
         """Listen to a MONAI trainer, whose output is a dictionary, or a list of such when it is decollated."""
         engine.add_event_handler(Events.EPOCH_STARTED, self._begin)
+        engine.add_event_handler(Events.ITERATION_STARTED, self.run.raise_if_interrupted)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._record)
 
@@ -199,6 +200,7 @@ class TrackInpainting:
     def attach(self, engine: Engine) -> None:
         """Listen to a :class:`~covid_monai.training.PretextEvaluator`."""
         engine.add_event_handler(Events.EPOCH_STARTED, self._begin)
+        engine.add_event_handler(Events.ITERATION_STARTED, self.run.raise_if_interrupted)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         engine.add_event_handler(Events.COMPLETED, self._record)
 

@@ -97,6 +97,7 @@ class TrackedRun:
             raise ValueError("data is given without the tag data_hash: add it to tags, data sets are named by it.")
         self.run_id: str | None = None
         self._client: MlflowClient | None = None
+        self._interrupted = threading.Event()
 
     @property
     def client(self) -> MlflowClient:
@@ -114,7 +115,7 @@ class TrackedRun:
         if not self.enabled:
             return stage()
         try:
-            with terminate_as_interrupt():
+            with signals_as_interrupts() as self._interrupted:
                 run_id, resumed = self._begin()
                 with system_metrics(self.tracking_uri, run_id, resumed):
                     result = stage()
@@ -127,6 +128,11 @@ class TrackedRun:
             raise
         self._end("FINISHED")
         return result
+
+    def raise_if_interrupted(self) -> None:
+        """Raise the KeyboardInterrupt of a signal that came while the stage started processes, which Python dropped."""
+        if self._interrupted.is_set():
+            raise KeyboardInterrupt
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Record scalar metrics at a step; values that are not finite are left out."""
@@ -242,17 +248,28 @@ class TrackedRun:
 
 
 @contextmanager
-def terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM raises KeyboardInterrupt inside the block, so that what runs there can close what it holds."""
+def signals_as_interrupts() -> Iterator[threading.Event]:
+    """Ctrl-C and SIGTERM raise KeyboardInterrupt inside the block, so that what runs there can close what it holds.
+
+    Gives an event that is set then. Python drops what a signal raises while the process forks, as a data loader does to
+    start its workers: a loop that forks asks the event too. SIGINT that the process ignores, because a shell started it
+    in the background, stays ignored. Outside the main thread, which alone gets signals, nothing is changed.
+    """
+    interrupted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield interrupted
         return
 
     def interrupt(number: int, frame: Any) -> None:
+        interrupted.set()
         raise KeyboardInterrupt(f"signal {number}")
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in before.items():
+        if number != signal.SIGINT or handler is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
     try:
-        yield
+        yield interrupted
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -109,6 +111,23 @@ def test_every_epoch_of_a_training_is_recorded(run: TrackedRun, client: MlflowCl
     seconds = history(client, run, "epoch_seconds")
     assert [step for step, _ in seconds] == [1, 2, 3]
     assert all(0 < value < 60 for _, value in seconds)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_a_fork_dropped_ends_the_training(run: TrackedRun, client: MlflowClient, number: int):
+    """Python drops what a signal raises while it forks; here that is done by hand."""
+    trainer, optimizer = build_trainer(1)
+    TrackTraining(run, optimizer).attach(trainer)
+
+    def drop(engine: Engine) -> None:
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(number)
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=1), drop)
+    with pytest.raises(KeyboardInterrupt):
+        run.execute(trainer.run)
+    assert trainer.state.iteration == 2
+    assert client.get_run(run.run_id or "").info.status == "KILLED"
 
 
 def test_each_scalar_of_a_trainer_is_a_mean_over_the_steps_that_have_it(run: TrackedRun, client: MlflowClient):

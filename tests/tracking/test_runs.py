@@ -133,6 +133,14 @@ def test_the_handler_of_sigterm_is_put_back(tracking_uri: str):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_an_interrupt_that_the_process_ignores_stays_ignored(tracking_uri: str):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert tracked(tracking_uri).execute(lambda: signal.getsignal(signal.SIGINT)) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_run_in_another_thread_leaves_signals_alone(tracking_uri: str, client: MlflowClient):
     results: list[Any] = []
     run = tracked(tracking_uri)

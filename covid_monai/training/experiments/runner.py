@@ -20,7 +20,7 @@ from monai.bundle import ConfigParser
 
 from covid_monai.datasets import data_hash
 from covid_monai.tracking.lineage import recorded_run
-from covid_monai.tracking.runs import terminate_as_interrupt
+from covid_monai.tracking.runs import signals_as_interrupts
 from covid_monai.training.experiments.study import STAGES, Cell, Stage, Study, StudyError
 from covid_monai.training.experiments.table import Finished, finished_runs, write_results
 
@@ -103,7 +103,7 @@ class Runner:
             KeyboardInterrupt: on Ctrl-C and SIGTERM, after all running stages have ended.
         """
         self.output.mkdir(parents=True, exist_ok=True)
-        with _only_one(self.output) as lock, terminate_as_interrupt():
+        with _only_one(self.output) as lock, signals_as_interrupts():
             self._prepare_store()
             return _Queue(self, lock).work()
 
