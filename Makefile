@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all docs lint bench build clean
+.PHONY: help install demo test test-slow test-all docs lint bench build clean
 
 help:  ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,10 +24,12 @@ demo: install  ## train on synthetic slices, analyse a synthetic CT, compare wit
 	$(BIN)/covid-monai demo --output $(DEMO)
 
 test: install  ## quick tests, under 5 minutes on 2 cores
-	$(BIN)/python -m pytest -m "not slow"
+	$(TESTS) -m "not slow"
 
-test-all: install  ## all tests
-	$(BIN)/python -m pytest
+test-slow: install  ## the other tests, about a quarter of an hour
+	$(TESTS) -m slow
+
+test-all: test test-slow  ## all tests
 
 docs: install  ## build the documentation; warnings are errors
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import yaml
 
-from covid_monai.cli import default_bundle
+from covid_monai.inference import default_bundle
 
 ANALYSE = """
 import json, resource, subprocess, sys, time

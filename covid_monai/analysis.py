@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
@@ -16,47 +17,35 @@ import numpy as np
 from covid_monai import __version__
 from covid_monai.ct import CTScan
 from covid_monai.inference import LesionSegmenter, upright_hu
-from covid_monai.severity import lung_mask, lung_sides, touching_lung
+from covid_monai.severity import (
+    CUT_OFF,
+    CUT_OFF_SOURCE,
+    LOBES,
+    REGIONS,
+    THRESHOLDS,
+    Finding,
+    LungFinder,
+    Lungs,
+    NoiseFloor,
+    Severity,
+    Spread,
+    ThresholdLungs,
+    approximate_lobes,
+    at_thresholds,
+    count,
+    divide_regions,
+    find_opacities,
+    lung_warnings,
+    peripheral_share,
+    severity,
+    slice_shares,
+    spread,
+)
 
-__all__ = ["Analysis", "Figures", "analyse"]
+__all__ = ["NOTICE", "SCHEMA", "Analysis", "analyse"]
 
-SCHEMA = "covid_monai/analysis/2"
+SCHEMA = "covid_monai/analysis/3"
 NOTICE = "Research use only, not a medical device."
-PLAUSIBLE_LUNG_ML = (1000.0, 10000.0)
-PLAUSIBLE_SIDES = 0.5
-"""Volume of the smaller lung as a share of the larger; healthy ones differ by about a tenth."""
-LESION_OUTSIDE = 0.25
-"""Share of the lesions outside the lungs that the threshold finds, from which the picture must be looked at."""
-
-
-@dataclass(frozen=True)
-class Figures:
-    """Figures of a scan; volumes are None where the source gives no lengths.
-
-    Figures of ground glass and of consolidation are None where the model does not tell them apart; where it does, they
-    add up to those of the lesions.
-
-    Attributes:
-        lesion_ml: lesion volume in mL.
-        ground_glass_ml: volume of ground-glass opacity in mL.
-        consolidation_ml: volume of consolidation in mL.
-        lung_ml: lung volume in mL, lesions included.
-        lesion_share: share of the lungs that is lesion, 0..1; None when no lung was found.
-        ground_glass_share: share of the lungs that is ground-glass opacity, 0..1.
-        consolidation_share: share of the lungs that is consolidation, 0..1.
-        lesion_slices: slices with lesion.
-        lung_slices: slices with lung.
-    """
-
-    lesion_ml: float | None
-    ground_glass_ml: float | None
-    consolidation_ml: float | None
-    lung_ml: float | None
-    lesion_share: float | None
-    ground_glass_share: float | None
-    consolidation_share: float | None
-    lesion_slices: int
-    lung_slices: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,57 +54,107 @@ class Analysis:
 
     Attributes:
         scan_id: the first 16 hexadecimal digits of the SHA-256 over the scan's voxels and affine.
-        figures: the numbers.
+        severity: volumes, shares and scores of the lungs, their lobes and the 20 regions.
+        spread: ranges of the figures over flips and thresholds; None when they were not made.
+        finding: opacities consistent with viral pneumonia, or not.
+        slice_shares: share (0..1) of the lung that is lesion in each slice, inferior to superior; None without lung.
+        lesion_slices: slices with lesion.
         warnings: what a reader of the numbers must know.
         record: scan, method, software and seconds, as plain values for JSON.
         hu: (Z, H, W) upright slices in HU.
-        lesions: (Z, H, W) uint8: 0 background, and the codes that ``classes`` names.
-        lungs: (Z, H, W) bool, lesions included.
-        classes: names of the codes from 1 on: lesion, or ground glass and consolidation.
+        spacing: (dz, dy, dx) in mm, nominal where the source gives no lengths.
+        lesions: (Z, H, W) uint8: 0 background, and the codes that ``classes`` names; nothing outside the lungs.
+        lungs: (Z, H, W) uint8: 0 outside, 1 right lung, 2 left lung, lesions included.
+        regions: (Z, H, W) uint8: codes of :data:`covid_monai.severity.REGIONS`, which partition the lungs.
+        classes: names of the lesion codes from 1 on: lesion, or ground glass and consolidation.
     """
 
     scan_id: str
-    figures: Figures
+    severity: Severity
+    spread: Spread | None
+    finding: Finding
+    slice_shares: tuple[float | None, ...]
+    lesion_slices: int
     warnings: tuple[str, ...]
     record: dict[str, Any]
     hu: np.ndarray
+    spacing: tuple[float, float, float]
     lesions: np.ndarray
     lungs: np.ndarray
+    regions: np.ndarray
     classes: tuple[str, ...]
+
+    @property
+    def lung_slices(self) -> int:
+        """Slices with lung."""
+        return sum(share is not None for share in self.slice_shares)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the arrays, as plain values for JSON; None where a figure cannot be had."""
-        return {
+        content = {
             "schema": SCHEMA,
             "notice": NOTICE,
             "scan_id": self.scan_id,
-            "figures": asdict(self.figures),
-            "warnings": list(self.warnings),
+            "severity": {**asdict(self.severity), "cut_off": CUT_OFF, "cut_off_source": CUT_OFF_SOURCE},
+            "spread": None if self.spread is None else asdict(self.spread),
+            "finding": asdict(self.finding),
+            "slices": {
+                "lung": self.lung_slices,
+                "lesion": self.lesion_slices,
+                "lesion_shares": [None if share is None else round(share, 6) for share in self.slice_shares],
+            },
+            "warnings": self.warnings,
             **self.record,
         }
+        return json.loads(json.dumps(content, allow_nan=False))
 
 
-def analyse(scan: CTScan, segmenter: LesionSegmenter, progress: Callable[[int], Any] | None = None) -> Analysis:
-    """Segment the lesions of a scan and measure them against its lungs.
+def analyse(
+    scan: CTScan,
+    segmenter: LesionSegmenter,
+    lungs: LungFinder | None = None,
+    floor: NoiseFloor | None = None,
+    ranges: bool = True,
+    progress: Callable[[int], Any] | None = None,
+) -> Analysis:
+    """Segment the lesions of a scan and measure them against its lungs, lobes and regions.
 
-    Lesion parts that lie wholly outside the lungs are dropped, and the lungs are united with what is left.
+    Lesion outside the lungs is dropped.
 
     Args:
         scan: the scan.
         segmenter: makes the lesion mask.
-        progress: called with the number of slices done since the last call.
+        lungs: finds the lungs; by threshold when not given.
+        floor: below which a place counts as free of lesion.
+        ranges: make the figures again at other thresholds and on mirrored slices, which takes the network twice.
+        progress: called with the number of slices that the network has done since the last call.
     """
     start = time.perf_counter()
-    hu = upright_hu(scan)
-    lesions = segmenter.segment(hu, progress)
+    hu, spacing = upright_hu(scan), scan.upright_spacing
+    threshold = segmenter.codes.threshold
+    levels = [segmenter.levels(hu, (*THRESHOLDS, threshold) if ranges else (threshold,), False, progress)]
+    if ranges:
+        levels.append(segmenter.levels(hu, levels[0].thresholds, True, progress))
+    lesions = levels[0].codes(threshold)
     segmented = time.perf_counter()
-    lungs = lung_mask(hu, scan.upright_spacing)
-    outside = 0
-    if lungs.any():
-        lesions = touching_lung(lesions, lungs)
-        outside = int(np.count_nonzero(lesions[~lungs]))
-        lungs |= lesions != 0
-    figures = _figures(scan, lesions, lungs, told_apart=len(segmenter.classes) > 1)
+    found = (lungs or ThresholdLungs())(hu, spacing, lesions)
+    lesions[found.mask == 0] = 0
+    lungs_done = time.perf_counter()
+    lobes = approximate_lobes(found.mask, spacing) if found.lobes is None else found.lobes
+    regions = divide_regions(lobes, spacing)
+
+    def measure(counts: np.ndarray) -> Severity:
+        return severity(counts, scan.voxel_ml, len(segmenter.classes) > 1, floor or NoiseFloor(), assessable)
+
+    assessable = _assessable(found, scan)
+    figures = measure(count(lesions, regions))
+    variants = [
+        measure(counts)
+        for each in levels
+        for counts in at_thresholds(count(each.values, regions, 2 * len(each.thresholds) + 2), len(each.thresholds))
+    ]
+    ranged = spread(variants, levels[0].thresholds, mirrored=True) if ranges else None
+    finding = find_opacities(figures, ranged, peripheral_share(lesions, found.mask, spacing))
     finished = time.perf_counter()
     record = {
         "scan": {
@@ -128,10 +167,11 @@ def analyse(scan: CTScan, segmenter: LesionSegmenter, progress: Callable[[int], 
         "method": {
             "model": asdict(segmenter.facts),
             "classes": {str(code): name for code, name in enumerate(segmenter.classes, start=1)},
-            "threshold": segmenter.codes.threshold,
+            "threshold": threshold,
             "window_hu": {"level": segmenter.window.level, "width": segmenter.window.width},
             "size": list(segmenter.inferer.size),
-            "lungs": "threshold",
+            "lungs": found.method,
+            "regions_from": "lungs" if found.lobes is None else "lobes",
             "device": segmenter.device.type,
         },
         "software": {
@@ -139,14 +179,33 @@ def analyse(scan: CTScan, segmenter: LesionSegmenter, progress: Callable[[int], 
             "python": platform.python_version(),
             **{name: version(name) for name in ("monai", "torch", "numpy")},
         },
-        "seconds": {"segmentation": round(segmented - start, 3), "lungs": round(finished - segmented, 3)},
+        "seconds": {
+            "segmentation": round(segmented - start, 3),
+            "lungs": round(lungs_done - segmented, 3),
+            "scores": round(finished - lungs_done, 3),
+        },
     }
     warnings = (
         *scan.warnings,
-        *_lung_warnings(figures, lung_sides(lungs, hu)),
-        *_lesion_warnings(lesions, outside),
+        *found.warnings,
+        *lung_warnings(found, spacing, scan.spacing_known, scan.source.contrast),
     )
-    return Analysis(scan_id(scan), figures, warnings, record, hu, lesions, lungs, segmenter.classes)
+    return Analysis(
+        scan_id=scan_id(scan),
+        severity=figures,
+        spread=ranged,
+        finding=finding,
+        slice_shares=slice_shares(lesions, found.mask),
+        lesion_slices=int(np.any(lesions, axis=(1, 2)).sum()),
+        warnings=warnings,
+        record=record,
+        hu=hu,
+        spacing=spacing,
+        lesions=lesions,
+        lungs=found.mask,
+        regions=regions,
+        classes=segmenter.classes,
+    )
 
 
 def scan_id(scan: CTScan) -> str:
@@ -157,53 +216,15 @@ def scan_id(scan: CTScan) -> str:
     return digest.hexdigest()[:16]
 
 
-def _figures(scan: CTScan, lesions: np.ndarray, lungs: np.ndarray, told_apart: bool) -> Figures:
-    lung, lesion = int(np.count_nonzero(lungs)), int(np.count_nonzero(lesions))
-    consolidation = int(np.count_nonzero(lesions == 2)) if told_apart else None
-    ground_glass = None if consolidation is None else lesion - consolidation
+def _assessable(lungs: Lungs, scan: CTScan) -> set[int]:
+    """Codes of the regions that can be scored, in a scan that gives lengths: those of lobes that no end of it cuts.
 
-    def ml(voxels: int | None) -> float | None:
-        return None if voxels is None or scan.voxel_ml is None else voxels * scan.voxel_ml
-
-    def share(voxels: int | None) -> float | None:
-        return None if voxels is None or not lung else voxels / lung
-
-    return Figures(
-        lesion_ml=ml(lesion),
-        ground_glass_ml=ml(ground_glass),
-        consolidation_ml=ml(consolidation),
-        lung_ml=ml(lung),
-        lesion_share=share(lesion),
-        ground_glass_share=share(ground_glass),
-        consolidation_share=share(consolidation),
-        lesion_slices=int(np.any(lesions, axis=(1, 2)).sum()),
-        lung_slices=int(np.any(lungs, axis=(1, 2)).sum()),
-    )
-
-
-def _lung_warnings(figures: Figures, sides: tuple[int, int]) -> Iterator[str]:
-    """What is implausible about the lungs; ``sides`` are the voxels on the patient's right and left."""
-    if figures.lesion_share is None:
-        yield "No lung was found: the lesion share cannot be given and the lesion mask is not to be trusted."
-        return
-    if figures.lung_ml is not None and not PLAUSIBLE_LUNG_ML[0] <= figures.lung_ml <= PLAUSIBLE_LUNG_ML[1]:
-        yield (
-            f"The lungs measure {figures.lung_ml:.0f} mL, which is not plausible for whole adult lungs: the scan may "
-            "be cropped, or the lung mask wrong."
-        )
-    if min(sides) < PLAUSIBLE_SIDES * max(sides):
-        side = "right" if sides[0] < sides[1] else "left"
-        yield (
-            f"The {side} lung has {100 * min(sides) / max(sides):.0f} % of the other's volume: consolidated lung, "
-            "effusion or collapse may be missing from the lung mask, and the lesion share be wrong."
-        )
-
-
-def _lesion_warnings(lesions: np.ndarray, outside: int) -> Iterator[str]:
-    """What is implausible about the lesions; ``outside`` are their voxels outside the lungs found by threshold."""
-    total = int(np.count_nonzero(lesions))
-    if outside > LESION_OUTSIDE * total:
-        yield (
-            f"{100 * outside / total:.0f} % of the lesion volume lies outside the lungs that the threshold found: "
-            "dense consolidation, or lesion drawn into the chest wall or below the diaphragm; look at the picture."
-        )
+    Lobes that were guessed from a lung which is cut lie in the wrong places, so all of them are left out.
+    """
+    if not scan.spacing_known:
+        return set()
+    cut: set[str] = set()
+    for side, end in lungs.cut:
+        on_end = None if lungs.lobes is None else set(np.unique(lungs.lobes[0 if end == "lower" else -1]).tolist())
+        cut |= {lobe.key for lobe in LOBES if lobe.side == side and (on_end is None or lobe.code in on_end)}
+    return {region.code for region in REGIONS if region.lobe not in cut}

@@ -14,7 +14,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 
-from covid_monai.severity import dice
+from covid_monai.severity.compare import dice
 
 __all__ = ["run"]
 
@@ -97,7 +97,8 @@ def _step(title: str, module: str, *words: object, environment: dict[str, str] |
 
 def _compare(results: Path, patient: Path) -> None:
     """Print the figures of the analysis beside the phantom's truth."""
-    found = json.loads((results / "analysis.json").read_text())["figures"]
+    severity = json.loads((results / "analysis.json").read_text())["severity"]
+    found = severity["whole"]
     truth = json.loads((patient / "truth.json").read_text())
     mask, reference = (
         np.asarray(nibabel.as_closest_canonical(nibabel.load(path / "lesions.nii.gz")).dataobj)
@@ -110,6 +111,5 @@ def _compare(results: Path, patient: Path) -> None:
         print(f"{name + ' (mL)':28}{found[key]:10.0f}{truth[key]:10.0f}{dice(part, true):10.3f}")
     print(f"{'lungs (mL)':28}{found['lung_ml']:10.0f}{truth['lung_ml']:10.0f}")
     print(f"{'lesion share of the lungs':28}{100 * found['lesion_share']:9.1f}%{100 * truth['lesion_share']:9.1f}%")
-    print(
-        f"\nresults:  {results}  (lesions.nii.gz, analysis.json, overview.png)\ntraining: {results.parent / 'bundles'}"
-    )
+    print(f"CT severity score: {severity['ct_ss']['score']} of {severity['ct_ss']['maximum']} (approximate regions)")
+    print(f"\nreport:   {results / 'report.html'}\nresults:  {results}\ntraining: {results.parent / 'bundles'}")

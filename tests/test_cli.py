@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import csv
 import json
 import logging
 import shutil
@@ -14,14 +15,26 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from covid_monai import __version__, cli
+from covid_monai import __version__, cli, inference
 from covid_monai.datasets import load_datalist
-from covid_monai.datasets.phantom import make_phantom
+from covid_monai.datasets.phantom import Phantom, make_phantom
+from covid_monai.inference import default_bundle
 from covid_monai.networks import weights_sha256
+from covid_monai.reports import FILES
 
-COMMANDS = ([], ["analyse"], ["demo"], ["data"], ["data", "list"], ["data", "prepare"], ["data", "phantom"])
+COMMANDS = (
+    [],
+    ["analyse"],
+    ["compare-masks"],
+    ["evaluate-scores"],
+    ["follow-up"],
+    ["demo"],
+    ["data"],
+    ["data", "list"],
+    ["data", "prepare"],
+    ["data", "phantom"],
+)
 BUNDLES = ("lung_ct_infection_segmentation", "lung_ct_ggo_consolidation_segmentation")
-FILES = {"lesions.nii.gz", "analysis.json", "overview.png"}
 SMALL_PHANTOMS = ["--option", "patients=3", "--option", "slices=2", "--option", "size=48", "--option", "healthy=0"]
 
 
@@ -114,7 +127,7 @@ def test_help_does_not_wait_for_torch():
 
 @pytest.mark.parametrize(
     "words",
-    [[], ["analyze"], ["data"], ["analyse", "scan.nii.gz"], ["analyse", "--output", "x"], ["data", "prepare", "x"]],
+    [[], ["analyze"], ["data"], ["analyse", "scan.nii.gz"], ["data", "prepare", "x"], ["compare-masks", "x"]],
 )
 def test_an_incomplete_command_line_is_2(run: Callable[..., Result], words: list[str]):
     result = run(*words)
@@ -130,9 +143,9 @@ def test_one_input_goes_into_the_folder_itself(
 ):
     result = analyse(phantom_folder / "dicom")
     assert (result.code, result.err) == (0, "")
-    assert names(tmp_path / "results") == FILES
+    assert names(tmp_path / "results") == set(FILES)
     record = json.loads((tmp_path / "results" / "analysis.json").read_text())
-    figures = record["figures"]
+    figures = record["severity"]["whole"]
     assert record["scan"]["format"] == "DICOM"
     assert record["method"]["model"]["weights_sha256"] == weights_sha256(tiny_bundle / "models" / "model.pt")
     assert f"{100 * figures['lesion_share']:.1f} %" in result.out
@@ -147,7 +160,7 @@ def test_a_cascade_tells_ground_glass_from_consolidation(
     result = analyse(phantom_folder / "image.nii.gz", "--bundle", tiny_cascade_bundle)
     assert (result.code, result.err) == (0, "")
     record = json.loads((tmp_path / "results" / "analysis.json").read_text())
-    figures = record["figures"]
+    figures = record["severity"]["whole"]
     assert record["method"]["model"]["name"] == "lung_ct_ggo_consolidation_segmentation"
     assert record["method"]["classes"] == {"1": "ground glass", "2": "consolidation"}
     ground_glass, consolidation = (f"{figures[f'{part}_ml']:.0f} mL" for part in ("ground_glass", "consolidation"))
@@ -164,7 +177,7 @@ def test_the_written_mask_lies_on_the_scan(analyse: Callable[..., Result], phant
     mask, scan = nib.load(tmp_path / "results" / "lesions.nii.gz"), nib.load(phantom_folder / "image.nii.gz")
     assert mask.shape == scan.shape
     np.testing.assert_allclose(mask.affine, scan.affine, atol=1e-4)
-    figures = json.loads((tmp_path / "results" / "analysis.json").read_text())["figures"]
+    figures = json.loads((tmp_path / "results" / "analysis.json").read_text())["severity"]["whole"]
     voxel_ml = abs(np.linalg.det(scan.affine)) / 1000
     assert np.count_nonzero(mask.dataobj) * voxel_ml == pytest.approx(figures["lesion_ml"])
 
@@ -174,10 +187,15 @@ def test_several_inputs_go_into_folders_named_by_content(
 ):
     result = analyse(phantom_folder / "image.nii.gz", other_scan)
     assert (result.code, result.err) == (0, "")
-    folders = list((tmp_path / "results").iterdir())
+    folders = [path for path in (tmp_path / "results").iterdir() if path.is_dir()]
     assert len(folders) == 2
+    with (tmp_path / "results" / "cohort.csv").open() as file:
+        assert [row["scan_id"] for row in csv.DictReader(file)] == [
+            json.loads((tmp_path / "results" / row_of / "analysis.json").read_text())["scan_id"]
+            for row_of in sorted((folder.name for folder in folders), key=result.out.index)
+        ]
     for folder in folders:
-        assert names(folder) == FILES
+        assert names(folder) == set(FILES)
         assert json.loads((folder / "analysis.json").read_text())["scan_id"] == folder.name
     assert "[1/2]" in result.out
     assert "[2/2]" in result.out
@@ -194,7 +212,7 @@ def test_names_are_kept_when_asked_for(
     shutil.copy(other_scan, inputs[2])
     nib.save(nib.load(phantom_folder / "image.nii.gz"), inputs[3])
     assert analyse(*inputs, "--keep-names").code == 0
-    assert names(tmp_path / "results") == {"1.2.840.1", "1.2.840.2", "case.a", "case.b"}
+    assert names(tmp_path / "results") == {"1.2.840.1", "1.2.840.2", "case.a", "case.b", "cohort.csv"}
 
 
 def write_slice(path: Path, seed: int) -> None:
@@ -212,7 +230,7 @@ def test_a_slice_image_is_analysed_without_volumes(analyse: Callable[..., Result
     assert result.code == 0
     assert "mL, lungs" not in result.out
     assert "volumes unknown" in result.out
-    assert json.loads((tmp_path / "results" / "analysis.json").read_text())["figures"]["lesion_ml"] is None
+    assert json.loads((tmp_path / "results" / "analysis.json").read_text())["severity"]["whole"]["lesion_ml"] is None
 
 
 def test_a_bad_input_does_not_stop_the_rest_and_is_listed(
@@ -222,8 +240,14 @@ def test_a_bad_input_does_not_stop_the_rest_and_is_listed(
     damaged.write_bytes(other_scan.read_bytes()[:-200])
     result = analyse(phantom_folder / "image.nii.gz", missing, damaged, other_scan)
     assert result.code == 1
-    assert len(names(tmp_path / "results")) == 2
-    assert all(names(folder) == FILES for folder in (tmp_path / "results").iterdir())
+    folders = [path for path in (tmp_path / "results").iterdir() if path.is_dir()]
+    assert len(folders) == 2
+    assert all(names(folder) == set(FILES) for folder in folders)
+    with (tmp_path / "results" / "cohort.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [bool(row["error"]) for row in rows] == [False, True, True, False]
+    assert [row["name"] for row in rows][1:3] == ["input 2", "input 3"]
+    assert not any(str(tmp_path) in value for row in rows for value in row.values())
     assert len(result.faults) == 5  # one line each, then the list
     for line, path in zip(result.faults[:2], (missing, damaged), strict=True):
         assert line.startswith(f"covid-monai: {path}: ")
@@ -293,7 +317,7 @@ def test_an_unforeseen_fault_is_named_and_stops_nothing_else(
     assert result.code == 1
     assert result.faults[0] == f"covid-monai: {tmp_path}/odd: ZeroDivisionError: division by zero (see --traceback)"
     assert "Traceback" not in result.err
-    assert len(names(tmp_path / "results")) == 1
+    assert len(names(tmp_path / "results") - {"cohort.csv"}) == 1
     assert 'raise ZeroDivisionError("division by zero")' in analyse(tmp_path / "odd", "--traceback").err
 
 
@@ -349,7 +373,7 @@ def test_weights_that_are_not_there_are_2_and_it_is_said_what_to_do(
     monkeypatch: pytest.MonkeyPatch,
 ):  # fmt: skip
     shutil.copytree(tiny_cascade_bundle / "configs", tmp_path / "untrained" / "configs")
-    monkeypatch.setattr(cli, "default_bundle", lambda: tmp_path / "untrained")
+    monkeypatch.setattr(inference, "default_bundle", lambda: tmp_path / "untrained")
     result = run("analyse", other_scan, "--output", tmp_path / "results")
     assert result.code == 2
     (line,) = result.faults
@@ -361,14 +385,124 @@ def test_weights_that_are_not_there_are_2_and_it_is_said_what_to_do(
 
 
 def test_the_cascade_is_the_default_bundle():
-    assert cli.default_bundle().name == "lung_ct_ggo_consolidation_segmentation"
-    metadata = json.loads((cli.default_bundle() / "configs" / "metadata.json").read_text())
-    assert metadata["name"] == cli.default_bundle().name
+    assert default_bundle().name == "lung_ct_ggo_consolidation_segmentation"
+    metadata = json.loads((default_bundle() / "configs" / "metadata.json").read_text())
+    assert metadata["name"] == default_bundle().name
 
 
 def test_the_installed_bundle_is_the_default():
     for name in ("configs/inference.yaml", "configs/train.yaml", "configs/metadata.json", "LICENSE"):
-        assert (cli.default_bundle() / name).is_file()
+        assert (default_bundle() / name).is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        ([], "nothing to analyse: give an INPUT, or --dicomweb URL --study UID --series UID."),
+        (["--dicomweb", "http://127.0.0.1:1/dicom-web"], "--dicomweb fetches one series: give --study UID and"),
+        (["scan", "--study", "1.2"], "--study is of a DICOMweb server: give its address with --dicomweb URL."),
+        (["a", "b", "--lung-mask", "m.nii.gz"], "--lung-mask and --lobe-mask are of one scan: give one INPUT."),
+        (["scan", "--send", "ftp://here"], "'ftp://here'"),
+        (["scan", "--floor-ml", "-1"], "the noise floor's ml is -1.0: give a number, 0 or more."),
+        (["scan", "--floor-percent", "60"], "the noise floor's share is 0.6: give a number, 0 or more and under 0.5."),
+    ],
+)
+def test_options_that_cannot_be_used_are_2(
+    analyse: Callable[..., Result], tmp_path: Path, words: list[str], fault: str
+):
+    result = analyse(*words)
+    assert result.code == 2
+    (line,) = result.faults
+    assert fault in line
+    assert not (tmp_path / "results").exists()
+
+
+def test_the_noise_floor_is_an_option_and_reported(
+    analyse: Callable[..., Result], phantom_folder: Path, tmp_path: Path
+):
+    words = ["--floor-ml", "3", "--floor-percent", "2", "--no-ranges"]
+    assert analyse(phantom_folder / "image.nii.gz", *words).code == 0
+    record = json.loads((tmp_path / "results" / "analysis.json").read_text())
+    assert record["severity"]["floor"] == {"ml": 3.0, "share": 0.02}
+    assert record["spread"] is None
+
+
+@pytest.mark.parametrize("lobes", [False, True])
+def test_lungs_that_are_given_are_taken(
+    analyse: Callable[..., Result], phantom: Phantom, phantom_folder: Path, tmp_path: Path, lobes: bool
+):
+    codes = phantom.lungs.copy()
+    if lobes:  # the numbering of TotalSegmentator: right upper 12, middle 13, lower 14; left upper 10, lower 11
+        codes = np.where(phantom.lungs == 1, 14, np.where(phantom.lungs == 2, 11, 0)).astype(np.uint8)
+        for axis_half, (right, left) in ((slice(8, None), (12, 10)), (slice(6, 8), (13, 11))):
+            part = codes[:, :, axis_half]
+            part[part == 14] = right
+            part[part == 11] = left
+    nib.save(nib.Nifti1Image(codes, phantom.affine), tmp_path / "mask.nii.gz")
+    option = "--lobe-mask" if lobes else "--lung-mask"
+    result = analyse(phantom_folder / "image.nii.gz", option, tmp_path / "mask.nii.gz")
+    assert (result.code, result.err) == (0, "")
+    record = json.loads((tmp_path / "results" / "analysis.json").read_text())
+    assert record["method"]["lungs"] == ("given lobes" if lobes else "given lungs")
+    assert record["method"]["regions_from"] == ("lobes" if lobes else "lungs")
+    assert record["severity"]["whole"]["lung_ml"] == pytest.approx(phantom.truth["lung_ml"])
+    if lobes:
+        voxel_ml = abs(np.linalg.det(phantom.affine)) / 1000
+        found = [lobe["lung_ml"] for lobe in record["severity"]["lobes"]]
+        assert found == pytest.approx([np.count_nonzero(codes == code) * voxel_ml for code in (12, 13, 14, 10, 11)])
+
+
+def test_dicom_comes_from_dicom_when_asked_for(analyse: Callable[..., Result], phantom_folder: Path, tmp_path: Path):
+    result = analyse(phantom_folder / "dicom", "--dicom")
+    assert (result.code, result.err) == (0, "")
+    assert names(tmp_path / "results" / "dicom") >= {"lungs.seg.dcm", "regions.seg.dcm", "report.sr.dcm"}
+    assert analyse(phantom_folder / "dicom").code == 0
+    assert not (tmp_path / "results" / "dicom").exists()  # it carried the patient's name, and was not asked for again
+
+
+def test_dicom_cannot_come_from_nifti(analyse: Callable[..., Result], other_scan: Path, tmp_path: Path):
+    result = analyse(other_scan, "--dicom")
+    assert result.code == 1
+    assert len(result.faults) == 1
+    assert "DICOM" in result.err
+    assert not (tmp_path / "results").exists()
+
+
+# masks and scores ----------------------------------------------------------------------------------------------------
+
+
+def test_two_masks_are_compared(run: Callable[..., Result], tmp_path: Path):
+    """Cubes of 4 voxels, shifted by one: 48 of 64 voxels in common."""
+    for name, start in (("mask", 2), ("reference", 3)):
+        mask = np.zeros((12, 12, 12), np.uint8)
+        mask[start : start + 4, 4:8, 4:8] = 1
+        nib.save(nib.Nifti1Image(mask, np.diag([2, 1, 1, 1])), tmp_path / f"{name}.nii.gz")
+    result = run(
+        "compare-masks", tmp_path / "mask.nii.gz", tmp_path / "reference.nii.gz", "--json", tmp_path / "c.json"
+    )
+    assert (result.code, result.err) == (0, "")
+    assert "0.750" in result.out
+    whole = json.loads((tmp_path / "c.json").read_text())["whole"]
+    assert (whole["dice"], whole["hausdorff_mm"], whole["difference_ml"]) == (0.75, 2.0, 0.0)
+
+
+def test_masks_on_two_grids_are_refused(run: Callable[..., Result], tmp_path: Path):
+    for name, size in (("mask", 8), ("reference", 9)):
+        nib.save(nib.Nifti1Image(np.ones((size, 8, 8), np.uint8), np.eye(4)), tmp_path / f"{name}.nii.gz")
+    result = run("compare-masks", tmp_path / "mask.nii.gz", tmp_path / "reference.nii.gz")
+    assert result.code == 2
+    (line,) = result.faults
+    assert "lies on another grid" in line
+
+
+def test_scores_are_evaluated(run: Callable[..., Result], tmp_path: Path):
+    rows = ["score,outcome", *(f"{score},{name}" for score, name in ((5, "mild"), (22, "severe"), (30, "severe")))]
+    (tmp_path / "table.csv").write_text("\n".join([*rows, "25,regular"]) + "\n")
+    words = ["--score", "score", "--outcome", "outcome", "--positive", "severe", "--cut-off", 19.5]
+    result = run("evaluate-scores", tmp_path / "table.csv", *words, "--output", tmp_path / "out")
+    assert (result.code, result.err) == (0, "")
+    assert "AUC 0.750" in result.out  # of four pairs one is wrong
+    assert names(tmp_path / "out") == {"evaluation.json", "roc.png"}
 
 
 # demo ----------------------------------------------------------------------------------------------------------------
@@ -402,7 +536,9 @@ def write_truth_and_finding(patient: Path, results: Path) -> None:
     known = {"lesion_ml": 20, "ground_glass_ml": 10, "consolidation_ml": 10, "lung_ml": 100, "lesion_share": 0.2}
     (patient / "truth.json").write_text(json.dumps(known))
     figures = {"lesion_ml": 18, "ground_glass_ml": 13, "consolidation_ml": 5, "lung_ml": 98, "lesion_share": 0.1837}
-    (results / "analysis.json").write_text(json.dumps({"figures": figures}))
+    (results / "analysis.json").write_text(
+        json.dumps({"severity": {"whole": figures, "ct_ss": {"score": 7, "maximum": 40}}})
+    )
 
 
 def test_the_demo_trains_both_networks_and_compares_each_class(

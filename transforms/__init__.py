@@ -19,7 +19,7 @@ from .intensity import (
     LungWindowd,
     LungWindowDict,
 )
-from .lesion_codes import LesionCodes, LesionCodesD, LesionCodesd, LesionCodesDict
+from .lesion_codes import LesionCodes, LesionCodesD, LesionCodesd, LesionCodesDict, lesion_odds
 from .masking import (
     BOX_SLICES,
     CropBody,
@@ -69,4 +69,5 @@ __all__ = [
     "RandCutoutd",
     "body_box",
     "estimate_hu_line",
+    "lesion_odds",
 ]

@@ -9,7 +9,29 @@ from monai.config.type_definitions import NdarrayOrTensor
 from monai.transforms import MapTransform, Transform
 from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tensor
 
-__all__ = ["LesionCodes", "LesionCodesD", "LesionCodesDict", "LesionCodesd"]
+__all__ = ["LesionCodes", "LesionCodesD", "LesionCodesDict", "LesionCodesd", "lesion_odds"]
+
+
+def lesion_odds(logits: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logarithm of the odds of lesion, and where consolidation is more probable than ground-glass opacity.
+
+    Args:
+        logits: its axis ``dim`` holds one logit, of lesion, or three: background, ground glass and consolidation.
+        dim: the axis, which stays, of length 1.
+
+    Returns:
+        Float odds and bool; the latter is False everywhere for one logit.
+
+    Raises:
+        ValueError: for another number of channels.
+    """
+    channels = logits.shape[dim]
+    if channels == 1:
+        return logits, torch.zeros_like(logits, dtype=torch.bool)
+    if channels != 3:
+        raise ValueError(f"lesion_odds: found {channels} logits in shape {tuple(logits.shape)}; give 1 or 3")
+    background, ggo, consolidation = logits.split(1, dim)
+    return torch.logaddexp(ggo, consolidation) - background, consolidation > ggo
 
 
 class LesionCodes(Transform):
@@ -49,15 +71,8 @@ class LesionCodes(Transform):
 
     def decide(self, logits: torch.Tensor, dim: int) -> torch.Tensor:
         """Uint8 codes of a plain tensor whose axis ``dim`` holds one or three logits; the axis stays, of length 1."""
-        limit = torch.tensor(self.threshold).logit().item()
-        channels = logits.shape[dim]
-        if channels == 1:
-            return (logits >= limit).byte()
-        if channels != 3:
-            raise ValueError(f"LesionCodes: found {channels} logits in shape {tuple(logits.shape)}; give 1 or 3")
-        background, ggo, consolidation = logits.split(1, dim)
-        lesion = torch.logaddexp(ggo, consolidation) - background >= limit
-        return lesion.byte() * (1 + (consolidation > ggo).byte())
+        odds, dense = lesion_odds(logits, dim)
+        return (odds >= torch.tensor(self.threshold).logit().item()).byte() * (1 + dense.byte())
 
 
 class LesionCodesd(MapTransform):

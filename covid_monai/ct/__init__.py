@@ -18,9 +18,11 @@ from covid_monai.ct.faults import (
     UnreadableFile,
     UnsupportedImage,
 )
+from covid_monai.ct.masks import read_mask, read_mask_pair
 from covid_monai.ct.nifti import write_mask
 from covid_monai.ct.reader import read_ct
 from covid_monai.ct.scan import CTScan, SourceFacts
+from covid_monai.ct.sources import SourceError, read_sources
 
 __all__ = [
     "CTReadError",
@@ -35,11 +37,15 @@ __all__ = [
     "NoScanFound",
     "NotCT",
     "SeriesChoiceError",
+    "SourceError",
     "SourceFacts",
     "TiltedGantry",
     "TooFewSlices",
     "UnreadableFile",
     "UnsupportedImage",
     "read_ct",
+    "read_mask",
+    "read_mask_pair",
+    "read_sources",
     "write_mask",
 ]

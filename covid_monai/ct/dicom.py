@@ -102,6 +102,36 @@ def is_dicom(file: Path) -> bool:
     return file.suffix.lower() in _SUFFIXES or _has_magic(file)
 
 
+@dataclass(frozen=True)
+class Stack:
+    """The slices of one CT series on a regular grid, in order, before a pixel is decoded.
+
+    Attributes:
+        slices: in the order of their position, right-handed with columns and rows.
+        spacing: their distance in mm.
+        files: number of files they lie in.
+        warnings: what a reader of the results must know.
+    """
+
+    slices: list[_Slice]
+    spacing: float
+    files: int = 0
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def affine(self) -> np.ndarray:
+        """Indices (column, row, slice) to RAS+ coordinates in mm, (4, 4)."""
+        first = self.slices[0]
+        to_lps = create_affine_matrix_from_attributes(
+            image_position=first.position.tolist(),
+            image_orientation=first.orientation.tolist(),
+            pixel_spacing=first.pixel_spacing.tolist(),
+            spacing_between_slices=self.spacing,
+            index_convention="RD",  # our axes: columns, rows, slices
+        )
+        return np.diag([-1.0, -1.0, 1.0, 1.0]) @ to_lps
+
+
 def read_dicom(path: Path, files: Sequence[Path], series: str | int | None = None) -> CTScan:
     """Read one CT series as a scan in HU.
 
@@ -116,6 +146,26 @@ def read_dicom(path: Path, files: Sequence[Path], series: str | int | None = Non
     Raises:
         CTReadError: by a subclass for each fault, see :py:mod:`covid_monai.ct.faults`.
     """
+    stack = find_stack(path, files, series)
+    first = stack.slices[0]
+    rows, columns = int(first.header.Rows), int(first.header.Columns)
+    array = np.empty((len(stack.slices), rows, columns), dtype=np.float32)
+    values = ValueRange(str(path))
+    for plane, part in zip(array, stack.slices, strict=True):
+        _decode(part, plane)
+        values.take(plane, part.name)
+
+    doubts = list(stack.warnings)
+    source = _facts(first, files=stack.files)
+    if source.contrast:
+        doubts.append("Contrast agent was given: enhanced vessels and tissue may be taken for lesions.")
+    units, guess = values.units()
+    doubts += [*geometry_warnings(stack.affine, 2, source.slice_thickness), *guess]
+    return CTScan.from_array(array.T, stack.affine, source, units=units, warnings=doubts)
+
+
+def find_stack(path: Path, files: Sequence[Path], series: str | int | None = None) -> Stack:
+    """The slices that :py:func:`read_dicom` reads, in its order; arguments and errors are those."""
     images, doubts = _read_headers(path, files)
     chosen, set_aside = _without_localisers(_choose(path, images, series))
     if set_aside:
@@ -125,29 +175,21 @@ def read_dicom(path: Path, files: Sequence[Path], series: str | int | None = Non
     check_depth(len(slices), str(path))
     _check_attributes(slices)
     slices, spacing = _order(slices)
+    return Stack(slices, spacing, len(chosen), tuple(doubts))
 
-    first = slices[0]
-    rows, columns = int(first.header.Rows), int(first.header.Columns)
-    array = np.empty((len(slices), rows, columns), dtype=np.float32)
-    values = ValueRange(str(path))
-    for plane, part in zip(array, slices, strict=True):
-        _decode(part, plane)
-        values.take(plane, part.name)
 
-    to_lps = create_affine_matrix_from_attributes(
-        image_position=first.position.tolist(),
-        image_orientation=first.orientation.tolist(),
-        pixel_spacing=first.pixel_spacing.tolist(),
-        spacing_between_slices=spacing,
-        index_convention="RD",  # our axes: columns, rows, slices
-    )
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ to_lps
-    source = _facts(first, files=len(chosen))
-    if source.contrast:
-        doubts.append("Contrast agent was given: enhanced vessels and tissue may be taken for lesions.")
-    units, guess = values.units()
-    doubts += [*geometry_warnings(affine, 2, source.slice_thickness), *guess]
-    return CTScan.from_array(array.T, affine, source, units=units, warnings=doubts)
+def stack_of(images: Sequence[Dataset]) -> Stack:
+    """The slices of a series that was read before, in the order of :py:func:`read_dicom`.
+
+    Args:
+        images: headers of one series, whole: one a slice, or enhanced multi-frame.
+
+    Raises:
+        CTReadError: the slices lie on no regular grid.
+    """
+    named = [_Slice(Path(), f"source image {number}", image) for number, image in enumerate(images, start=1)]
+    slices, spacing = _order([part for image in named for part in _split(image)])
+    return Stack(slices, spacing)
 
 
 def _has_magic(file: Path) -> bool:

@@ -34,18 +34,9 @@ def read_ct(path: str | Path, series: str | int | None = None) -> CTScan:
             ...
     """
     path = Path(path)
-    if not path.exists():
-        raise NoScanFound(f"{path} does not exist: give {_KINDS}.")
-    if path.is_dir():
-        files = [file for file in sorted(path.rglob("*")) if file.is_file() and not _hidden(file.relative_to(path))]
-        if not files:
-            raise NoScanFound(f"{path} is an empty folder: give {_KINDS}.")
-        if any(dicom.is_dicom(file) for file in files):
-            return dicom.read_dicom(path, files, series)
-    else:
-        files = [path]
-        if dicom.is_dicom(path):
-            return dicom.read_dicom(path, files, series)
+    files = list_files(path)
+    if any(dicom.is_dicom(file) for file in files):
+        return dicom.read_dicom(path, files, series)
     if series is not None:
         raise SeriesChoiceError(f"{path.name} is no DICOM, so there is no series {series} to choose: leave series out.")
     if path.is_file() and path.name.lower().endswith(nifti.SUFFIXES):
@@ -57,6 +48,22 @@ def read_ct(path: str | Path, series: str | int | None = None) -> CTScan:
     if path.is_dir():
         raise NoScanFound(f"{path} holds no CT among its files ({len(files)}): give {_KINDS}.")
     raise UnsupportedImage(f"{path.name} is of a kind that is not read: give {_KINDS}.")
+
+
+def list_files(path: Path) -> list[Path]:
+    """The files of a scan: the path itself, or all files below it by name, without those of the operating system.
+
+    Raises:
+        NoScanFound: there is none.
+    """
+    if not path.exists():
+        raise NoScanFound(f"{path} does not exist: give {_KINDS}.")
+    if not path.is_dir():
+        return [path]
+    files = [file for file in sorted(path.rglob("*")) if file.is_file() and not _hidden(file.relative_to(path))]
+    if not files:
+        raise NoScanFound(f"{path} is an empty folder: give {_KINDS}.")
+    return files
 
 
 def _hidden(path: Path) -> bool:

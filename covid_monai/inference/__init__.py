@@ -2,15 +2,24 @@
 """Slice-wise prediction over scans."""
 
 from covid_monai.inference.precision import AutocastInferer, autocast
-from covid_monai.inference.segmenter import BundleError, LesionSegmenter, ModelFacts, upright_hu
+from covid_monai.inference.segmenter import (
+    BundleError,
+    LesionLevels,
+    LesionSegmenter,
+    ModelFacts,
+    default_bundle,
+    upright_hu,
+)
 from covid_monai.inference.slice_inferer import UprightSliceInferer
 
 __all__ = [
     "AutocastInferer",
     "BundleError",
+    "LesionLevels",
     "LesionSegmenter",
     "ModelFacts",
     "UprightSliceInferer",
     "autocast",
+    "default_bundle",
     "upright_hu",
 ]

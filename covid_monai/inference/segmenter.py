@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ import yaml
 from covid_monai.ct import CTScan
 from covid_monai.inference.slice_inferer import UprightSliceInferer
 from covid_monai.networks import WeightsError, load_weights, weights_sha256
-from covid_monai.transforms import BOX_SLICES, GreyToHU, LesionCodes, LungWindow
+from covid_monai.transforms import BOX_SLICES, GreyToHU, LesionCodes, LungWindow, lesion_odds
 
-__all__ = ["BundleError", "LesionSegmenter", "ModelFacts"]
+__all__ = ["BundleError", "LesionLevels", "LesionSegmenter", "ModelFacts", "default_bundle", "upright_hu"]
 
 NETWORKS = "covid_monai.networks"
 CLASSES = {1: ("lesion",), 3: ("ground glass", "consolidation")}
@@ -44,6 +45,25 @@ class ModelFacts:
     version: str
     weights_sha256: str
     network: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class LesionLevels:
+    """Lesions of a scan at several thresholds at once.
+
+    Attributes:
+        thresholds: probabilities from which a pixel is lesion, ascending.
+        values: (Z, H, W) uint8: twice the number of thresholds that the probability of lesion reaches, plus one where
+            consolidation is more probable than ground glass.
+    """
+
+    thresholds: tuple[float, ...]
+    values: np.ndarray
+
+    def codes(self, threshold: float) -> np.ndarray:
+        """Lesion mask (Z, H, W) uint8 at one of the thresholds, see :attr:`LesionSegmenter.classes`."""
+        first = 2 * (self.thresholds.index(threshold) + 1)
+        return (self.values >= first) * (1 + (self.values & 1))
 
 
 class LesionSegmenter:
@@ -144,19 +164,59 @@ class LesionSegmenter:
         """
         return self.segment(upright_hu(scan), progress)
 
-    @torch.inference_mode()
     def segment(self, hu: np.ndarray, progress: Callable[[int], Any] | None = None) -> np.ndarray:
         """Lesion mask of upright slices (Z, H, W) in HU, see :meth:`__call__`."""
+        return self._decide(hu, lambda logits: self.codes.decide(logits, 1), self.network, progress)
+
+    def levels(
+        self,
+        hu: np.ndarray,
+        thresholds: Sequence[float],
+        mirrored: bool = False,
+        progress: Callable[[int], Any] | None = None,
+    ) -> LesionLevels:
+        """Lesions of upright slices at several thresholds, by one pass of the network.
+
+        At the threshold of the segmenter, not mirrored, they are those of :meth:`segment`.
+
+        Args:
+            hu: (Z, H, W) in HU.
+            thresholds: probabilities between 0 and 1.
+            mirrored: show the network each slice with left and right exchanged; the mask is put back.
+            progress: called with the number of slices done since the last call.
+        """
+        ascending = tuple(sorted(set(thresholds)))
+        limits = torch.tensor(ascending, device=self.device).logit()
+
+        def decide(logits: torch.Tensor) -> torch.Tensor:
+            odds, dense = lesion_odds(logits, 1)
+            reached = sum((odds >= limit).byte() for limit in limits)
+            return 2 * reached + dense.byte()
+
+        def mirror(slices: torch.Tensor) -> torch.Tensor:
+            return self.network(slices.flip(-1)).flip(-1)
+
+        return LesionLevels(ascending, self._decide(hu, decide, mirror if mirrored else self.network, progress))
+
+    @torch.inference_mode()
+    def _decide(
+        self,
+        hu: np.ndarray,
+        decide: Callable[[torch.Tensor], torch.Tensor],
+        network: Callable[[torch.Tensor], torch.Tensor],
+        progress: Callable[[int], Any] | None,
+    ) -> np.ndarray:
+        """Uint8 (Z, H, W) that ``decide`` gives for the logits (N, K, h, w) inside the body box, 0 around it."""
         box = self.inferer.box(self._windowed(hu[:: -(-len(hu) // BOX_SLICES)])[:, 0])  # the slices body_box looks at
-        mask = np.zeros(hu.shape, dtype=np.uint8)
-        body = mask[:, slice(*box[0]), slice(*box[1])]
+        decided = np.zeros(hu.shape, dtype=np.uint8)
+        body = decided[:, slice(*box[0]), slice(*box[1])]
         for start, stop in self.inferer.batches(len(hu)):
             windowed = self._windowed(hu[start:stop]).to(self.device, non_blocking=True)
-            logits = self.inferer.predict_inside(windowed, box, self.network)
-            body[start:stop] = self.codes.decide(logits, 1)[:, 0].cpu().numpy()
+            logits = self.inferer.predict_inside(windowed, box, network)
+            body[start:stop] = decide(logits)[:, 0].cpu().numpy()
             if progress is not None:
                 progress(stop - start)
-        return mask
+        return decided
 
     @torch.inference_mode()
     def _classes(self) -> tuple[str, ...]:
@@ -173,6 +233,11 @@ class LesionSegmenter:
     def _windowed(self, hu: np.ndarray) -> torch.Tensor:
         """(N, 1, H, W) in [0, 1] from (N, H, W) in HU."""
         return torch.as_tensor(self.window(torch.from_numpy(np.ascontiguousarray(hu))))[:, None]
+
+
+def default_bundle() -> Path:
+    """Folder of the installed bundle that is used when none is given."""
+    return Path(str(files("covid_monai.bundles") / "lung_ct_ggo_consolidation_segmentation"))
 
 
 def upright_hu(scan: CTScan) -> np.ndarray:

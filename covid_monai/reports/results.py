@@ -1,20 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files that an analysis leaves: lesion mask, figures and picture, whole or not at all."""
+"""The files that an analysis leaves: masks, figures, picture and reports, all of them or none."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from covid_monai.analysis import Analysis
 from covid_monai.ct import CTScan, write_mask
+from covid_monai.reports.html import save_html
 from covid_monai.reports.overview import save_overview
+from covid_monai.reports.pdf import save_pdf
+from covid_monai.severity import REGIONS, SIDES
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 __all__ = ["FILES", "ResultsError", "write_results"]
 
-FILES = ("lesions.nii.gz", "overview.png", "analysis.json")
+FILES = (
+    *("lesions.nii.gz", "lungs.nii.gz", "regions.nii.gz"),
+    *("overview.png", "report.html", "report.pdf", "analysis.json"),
+)
+DICOM = "dicom"
 
 
 class ResultsError(ValueError):
@@ -22,18 +35,26 @@ class ResultsError(ValueError):
 
 
 def write_results(
-    analysis: Analysis, scan: CTScan, folder: str | os.PathLike, overwrite: bool = False
+    analysis: Analysis,
+    scan: CTScan,
+    folder: str | os.PathLike,
+    overwrite: bool = False,
+    sources: Sequence[Dataset] | None = None,
+    title: str | None = None,
 ) -> dict[str, Path]:
-    """Write ``lesions.nii.gz``, ``analysis.json`` and ``overview.png`` into a folder.
+    """Write the files named in :data:`FILES` into a folder, and DICOM files into its ``dicom`` when asked for.
 
-    All three are made under temporary names first. ``analysis.json`` is taken away first and comes back last: where it
-    lies, all three belong together. Results of the same scan are replaced.
+    All are made under temporary names first. ``analysis.json`` is taken away first and comes back last: where it lies,
+    all belong together. Results of the same scan are replaced.
 
     Args:
         analysis: what was found.
-        scan: the scan it was found in, whose grid the mask gets.
+        scan: the scan it was found in, whose grid the masks get.
         folder: where to write; made when missing.
         overwrite: replace the results of another scan too.
+        sources: data sets of the DICOM series that the scan was read from, see :func:`covid_monai.ct.read_sources`:
+            segmentations and a structured report of that patient are written too.
+        title: name of the scan in the reports, instead of its id.
 
     Returns:
         Path of each file by its name.
@@ -50,14 +71,42 @@ def write_results(
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as name:
             unfinished = Path(name)
-            labels = dict(enumerate(analysis.classes, start=1))
-            write_mask(scan.from_upright(analysis.lesions), scan, unfinished / "lesions.nii.gz", labels)
+            _write_masks(analysis, scan, unfinished)
             (unfinished / "analysis.json").write_text(json.dumps(analysis.to_dict(), indent=2) + "\n", encoding="utf-8")
             save_overview(analysis, unfinished / "overview.png")
+            save_html(analysis, unfinished / "report.html", title)
+            save_pdf(analysis, unfinished / "report.pdf", title)
+            names = [*FILES[:-1], *(_write_dicom(analysis, sources, unfinished) if sources else ()), FILES[-1]]
             (folder / "analysis.json").unlink(missing_ok=True)
-            return {name: (unfinished / name).replace(folder / name) for name in FILES}
+            shutil.rmtree(folder / DICOM, ignore_errors=True)  # of another state of this scan
+            return {name: _moved(unfinished / name, folder / name) for name in names}
     except OSError as error:
         raise ResultsError(f"{folder} cannot be written ({error.strerror or error}): choose another folder.") from error
+
+
+def _write_masks(analysis: Analysis, scan: CTScan, folder: Path) -> None:
+    labels = {
+        "lesions": (analysis.lesions, dict(enumerate(analysis.classes, start=1))),
+        "lungs": (analysis.lungs, {side.code: side.name for side in SIDES}),
+        "regions": (analysis.regions, {region.code: f"{region.name} (approximate)" for region in REGIONS}),
+    }
+    for name, (mask, names) in labels.items():
+        write_mask(scan.from_upright(mask), scan, folder / f"{name}.nii.gz", names)
+
+
+def _write_dicom(analysis: Analysis, sources: Sequence[Dataset], folder: Path) -> list[str]:
+    """Write segmentations and a structured report; their paths below the folder."""
+    from covid_monai.reports.dicom_seg import write_seg
+    from covid_monai.reports.dicom_sr import write_sr
+
+    segmentations = write_seg(analysis, sources, folder / DICOM)
+    report = write_sr(analysis, sources, segmentations, folder / DICOM / "report.sr.dcm")
+    return [str(path.relative_to(folder)) for path in (*segmentations.values(), report)]
+
+
+def _moved(file: Path, to: Path) -> Path:
+    to.parent.mkdir(exist_ok=True)
+    return file.replace(to)
 
 
 def _scan_in(folder: Path) -> str | None:

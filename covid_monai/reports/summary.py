@@ -1,40 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures of an analysis in two lines for people."""
+"""The figures of an analysis in a few lines for people."""
 
 from __future__ import annotations
 
-from covid_monai.analysis import Figures
+from collections.abc import Callable
+
+from covid_monai.analysis import Analysis
+from covid_monai.reports.wording import ml, percent, total
 
 __all__ = ["summarise"]
 
 
-def summarise(figures: Figures) -> tuple[str, str]:
-    """Lesion share of the lungs, then volumes, each with ground glass and consolidation where they are told apart.
+def summarise(analysis: Analysis) -> tuple[str, str, str, str]:
+    """Scores; lesion share of the lungs and slices; volumes; finding.
 
-    Args:
-        figures: of a scan; those that are None are said to be unknown, or left out.
-
-    Example:
-        >>> summarise(Figures(536.0, 400.0, 136.0, 4422.0, 0.121, 0.090, 0.031, 40, 48))[0]
-        'lesion share of the lungs 12.1 % (ground glass 9.0 %, consolidation 3.1 %)'
+    Ground glass and consolidation are given where they are told apart. Figures that are None are said to be unknown, or
+    left out.
     """
+    severity, whole = analysis.severity, analysis.severity.whole
+    grade = severity.grade or "severe or mild cannot be told"
     share, volumes = "lesion share not available", "volumes unknown (no voxel size)"
-    if figures.lesion_share is not None:
-        parts = _parts(_percent(figures.ground_glass_share), _percent(figures.consolidation_share))
-        share = f"lesion share of the lungs {_percent(figures.lesion_share)}{parts}"
-    if figures.lesion_ml is not None:
-        parts = _parts(_ml(figures.ground_glass_ml), _ml(figures.consolidation_ml))
-        volumes = f"lesions {_ml(figures.lesion_ml)}{parts}, lungs {_ml(figures.lung_ml)}"
-    return share, volumes
+    if whole.lesion_share is not None:
+        parts = _parts(whole.ground_glass_share, whole.consolidation_share, percent)
+        share = f"lesion share of the lungs {percent(whole.lesion_share)}{parts}"
+    if whole.lesion_ml is not None:
+        volumes = f"lesions {ml(whole.lesion_ml)}{_parts(whole.ground_glass_ml, whole.consolidation_ml, ml)}"
+        volumes += f", lungs {ml(whole.lung_ml)}"
+    return (
+        f"CT severity score {total(severity.ct_ss)} ({grade}), lobar score {total(severity.lobar)}",
+        f"{share}, on {analysis.lesion_slices} of {analysis.lung_slices} slices with lung",
+        volumes,
+        f"opacities consistent with viral pneumonia: {analysis.finding.result or 'not assessable'}",
+    )
 
 
-def _percent(share: float | None) -> str | None:
-    return None if share is None else f"{100 * share:.1f} %"
-
-
-def _ml(volume: float | None) -> str | None:
-    return None if volume is None else f"{volume:.0f} mL"
-
-
-def _parts(ground_glass: str | None, consolidation: str | None) -> str:
-    return "" if ground_glass is None else f" (ground glass {ground_glass}, consolidation {consolidation})"
+def _parts(ground_glass: float | None, consolidation: float | None, write: Callable[[float | None], str]) -> str:
+    if ground_glass is None:
+        return ""
+    return f" (ground glass {write(ground_glass)}, consolidation {write(consolidation)})"

@@ -1,7 +1,59 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arrays and spacing in, numbers out: lungs and scores of masks."""
+"""Arrays and spacing in, numbers out: lungs, lobes, the twenty regions, and their scores."""
 
-from covid_monai.severity.lungs import lung_mask, lung_sides, touching_lung
-from covid_monai.severity.scores import dice
+from covid_monai.severity.anatomy import LOBES, REGIONS, SIDES
+from covid_monai.severity.compare import Agreement, MaskComparison, compare_masks, dice
+from covid_monai.severity.evaluate import Evaluation, Proportion, evaluate
+from covid_monai.severity.finding import Finding, find_opacities, peripheral_share
+from covid_monai.severity.lobes import approximate_lobes, lobes_from_codes
+from covid_monai.severity.lungs import GivenLungs, LungFinder, Lungs, ThresholdLungs, lung_warnings
+from covid_monai.severity.regions import divide_regions
+from covid_monai.severity.scores import (
+    CUT_OFF,
+    CUT_OFF_SOURCE,
+    Involvement,
+    NoiseFloor,
+    Score,
+    Severity,
+    count,
+    severity,
+    slice_shares,
+)
+from covid_monai.severity.uncertainty import THRESHOLDS, Spread, at_thresholds, spread
 
-__all__ = ["dice", "lung_mask", "lung_sides", "touching_lung"]
+__all__ = [
+    "CUT_OFF",
+    "CUT_OFF_SOURCE",
+    "LOBES",
+    "REGIONS",
+    "SIDES",
+    "THRESHOLDS",
+    "Agreement",
+    "Evaluation",
+    "Finding",
+    "GivenLungs",
+    "Involvement",
+    "LungFinder",
+    "Lungs",
+    "MaskComparison",
+    "NoiseFloor",
+    "Proportion",
+    "Score",
+    "Severity",
+    "Spread",
+    "ThresholdLungs",
+    "approximate_lobes",
+    "at_thresholds",
+    "compare_masks",
+    "count",
+    "dice",
+    "divide_regions",
+    "evaluate",
+    "find_opacities",
+    "lobes_from_codes",
+    "lung_warnings",
+    "peripheral_share",
+    "severity",
+    "slice_shares",
+    "spread",
+]

@@ -1,124 +1,252 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A first lung mask, from Hounsfield units alone."""
+"""The lungs of a scan: what every way to find them gives, the built-in way, and lungs that the user gives."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Protocol
+
 import numpy as np
-from scipy import ndimage
 
-__all__ = ["lung_mask", "lung_sides", "touching_lung"]
+from covid_monai.severity.air_spaces import air_spaces
+from covid_monai.severity.anatomy import LOBES, SIDES
+from covid_monai.severity.blocks import any_in_blocks, block_means, block_steps, interpolate_codes, repeat_blocks
+from covid_monai.severity.filling import fill_sides, islands_in_lesions, with_lesions
+from covid_monai.severity.lobes import lobes_from_codes
+from covid_monai.severity.lung_checks import (
+    SHIFTED_UP,
+    TOO_DARK,
+    added_by_lesions,
+    check_lungs,
+    cut_ends,
+    lung_warnings,
+)
+from covid_monai.severity.sides import right_half, split_sides
 
-AIR_BELOW_HU = -400.0
-GRID_MM = 1.5
-"""The mask is made on a grid of about this in-plane spacing."""
-CLOSING_MM = 9.0
-"""Vessels, and lesions along the pleura up to about this width, count as lung."""
-SMALLEST_SHARE = 0.1
-"""A part of the lungs has at least this share of the largest part's volume."""
-GAS_BELOW_HU = -955.0
-"""An air space whose median is lower is gas (stomach, bowel, air outside), not lung."""
+__all__ = [
+    "GivenLungs",
+    "LungFinder",
+    "Lungs",
+    "ThresholdLungs",
+    "check_sides",
+    "lung_warnings",
+    "sides_of_lobes",
+    "unite_lesions",
+]
+
+SHIFT_HU = 1024
+DARK_HU = -500.0
+"""A scan whose 99th percentile is lower shows no body."""
+
+Spacing = tuple[float, float, float]
 
 
-def lung_mask(hu: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
-    """Lungs, with what lies inside them, by threshold and connected components.
+@dataclass(frozen=True, eq=False)
+class Lungs:
+    """The lungs of a scan, right and left, with the lesions that belong to them.
 
-    Air inside the body that is no large bubble of gas, closed in each slice so that vessels, and lesions that do not
-    reach far along the pleura, are inside. Trachea and main bronchi are *included*; dense consolidation at the pleura
-    may be missed: unite the mask with the lesions.
+    Attributes:
+        mask: (Z, H, W) uint8, upright: 0 outside, 1 right lung, 2 left lung (`anatomy.SIDES`), trachea and main bronchi
+            out; all 0 when no lung was found.
+        method: "threshold", "lungmask R231", "lungmask LTRCLobes", "given lungs" or "given lobes".
+        lobes: (Z, H, W) uint8 codes of `anatomy.LOBES`, non-zero where ``mask`` is; None without lobes in the source.
+        warnings: what scan and lesions say about the mask, one sentence each; `lung_warnings` adds the rest.
+        cut: lungs that an end of the scan cuts, as (key of `anatomy.SIDES`, "lower" or "upper"): those whose area on
+            the first or last slice is at least a tenth of their largest.
+    """
+
+    mask: np.ndarray
+    method: str
+    lobes: np.ndarray | None = None
+    warnings: tuple[str, ...] = ()
+    cut: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def checked(
+        cls,
+        mask: np.ndarray,
+        method: str,
+        hu: np.ndarray,
+        lesions: np.ndarray,
+        lobes: np.ndarray | None = None,
+        warnings: tuple[str, ...] = (),
+    ) -> Lungs:
+        """Lungs with cut ends and, after ``warnings``, those that follow from mask, scan and lesions, all (Z, H, W)."""
+        return cls(mask, method, lobes, (*warnings, *check_lungs(mask, hu, lesions)), cut_ends(mask))
+
+
+class LungFinder(Protocol):
+    """Finds the lungs of a scan."""
+
+    def __call__(self, hu: np.ndarray, spacing: Spacing, lesions: np.ndarray) -> Lungs:
+        """Find the lungs.
+
+        Args:
+            hu: (Z, H, W) in Hounsfield units, upright.
+            spacing: (dz, dy, dx) in mm.
+            lesions: (Z, H, W), non-zero for lesion.
+        """
+        ...
+
+
+class ThresholdLungs:
+    """Lungs from HU alone, without a network.
+
+    Air of the lungs, told from air outside, in airways and in bowel (`air_spaces`); right and left (`split_sides`);
+    closed towards pleura and mediastinum (`fill_sides`); united with the lesions that belong to them (`with_lesions`).
+    It works on blocks of voxels of about 1.5 mm.
+    """
+
+    def __call__(self, hu: np.ndarray, spacing: Spacing, lesions: np.ndarray) -> Lungs:
+        """See `LungFinder`.
+
+        Raises:
+            ValueError: ``hu`` is not (Z, H, W), ``lesions`` has another shape, or a spacing is not positive.
+        """
+        _check(hu, spacing, lesions)
+        steps, grid = block_steps(spacing)
+        blocks = block_means(hu, steps)
+        air, islands, gas = air_spaces(blocks, grid)
+        if not air.any():
+            mask = np.zeros(hu.shape, dtype=np.uint8)
+            return Lungs(mask, "threshold", warnings=(*check_lungs(mask, hu, lesions), *_why_none(blocks, grid)))
+        found = any_in_blocks(lesions, steps)
+        air |= islands_in_lesions(islands, found)
+        right = right_half(blocks, found, grid)
+        codes = fill_sides(split_sides(air, right), grid)
+        united = with_lesions(codes, found, islands, right, blocks, grid)
+        warnings = added_by_lesions(codes, united)
+        codes = fill_sides(united, grid, slices=(united != codes).any(axis=(1, 2)))
+        codes[gas] = 0
+        mask = interpolate_codes(codes, steps, hu.shape)
+        _take_lesions(mask, lesions, codes, steps)
+        return Lungs.checked(mask, "threshold", hu, lesions, warnings=warnings)
+
+
+def _why_none(blocks: np.ndarray, grid: Spacing) -> tuple[str, ...]:
+    """Why there may be no lung."""
+    if np.percentile(blocks, 99) < DARK_HU:
+        return (TOO_DARK,)
+    return (SHIFTED_UP,) if air_spaces(blocks - SHIFT_HU, grid)[0].any() else ()
+
+
+class GivenLungs:
+    """Lungs that the user gives, as they are: nothing is added, and lesions outside are not theirs.
 
     Args:
-        hu: (Z, H, W) in Hounsfield units, upright.
+        lungs: (Z, H, W) integers or booleans, upright: 1 right and 2 left lung, or one code, whichever, for both, which
+            are then told apart by the scan.
+        lobes: instead, the five lobes in the numbering of lungmask's LTRCLobes (1..5) or TotalSegmentator (10..14).
+
+    Raises:
+        ValueError: both are given or neither, nothing is set, or there are other codes.
+    """
+
+    def __init__(self, lungs: np.ndarray | None = None, lobes: np.ndarray | None = None) -> None:
+        if (lungs is None) == (lobes is None):
+            raise ValueError("give the lungs either as a lung mask or as a lobe mask, one of the two.")
+        given = np.asarray(lungs if lobes is None else lobes)
+        if given.dtype.kind not in "bui":
+            raise ValueError(f"the given mask holds {given.dtype} values: give integers.")
+        self.lobes = None if lobes is None else lobes_from_codes(given)
+        self.mask = given if self.lobes is None else sides_of_lobes(self.lobes)
+        codes = sorted(set().union(*(np.unique(plane).tolist() for plane in self.mask)) - {0})
+        if not codes:
+            raise ValueError("the lung mask is empty: give one with the lungs in it, or leave it out.")
+        if len(codes) > 1 and codes != [side.code for side in SIDES]:
+            raise ValueError(
+                f"the lung mask holds the codes {', '.join(map(str, codes[:8]))}: expected 1 (right) and 2 (left), or "
+                "one code for both lungs."
+            )
+        self.told_apart = len(codes) > 1
+
+    def __call__(self, hu: np.ndarray, spacing: Spacing, lesions: np.ndarray) -> Lungs:
+        """See `LungFinder`.
+
+        Raises:
+            ValueError: the given mask has another shape than the scan, or right and left are exchanged in it; or as in
+                `ThresholdLungs`.
+        """
+        _check(hu, spacing, lesions)
+        if self.mask.shape != hu.shape:
+            raise ValueError(f"the lung mask has shape {self.mask.shape}, the scan {hu.shape}: give it on its grid.")
+        if self.lobes is not None:
+            mask, method = self.mask, "given lobes"
+        elif not self.told_apart:
+            mask, method = _split(self.mask != 0, hu, spacing), "given lungs"
+        else:
+            mask, method = self.mask.astype(np.uint8), "given lungs"
+        check_sides(mask, "the lung mask")
+        return Lungs.checked(mask, method, hu, lesions, self.lobes)
+
+
+def _split(mask: np.ndarray, hu: np.ndarray, spacing: Spacing) -> np.ndarray:
+    """Codes of the lungs of a mask (Z, H, W) bool that does not tell them apart."""
+    steps, grid = block_steps(spacing)
+    found = any_in_blocks(mask, steps)
+    codes = split_sides(found, right_half(block_means(hu, steps), found, grid))
+    return np.stack(
+        [np.where(plane, repeat_blocks(codes[z // steps[0]], steps, hu.shape), 0) for z, plane in enumerate(mask)]
+    ).astype(np.uint8)
+
+
+def check_sides(mask: np.ndarray, name: str) -> None:
+    """Refuse a mask (Z, H, W) whose right lung (1) lies to the patient's left of the left one (2).
+
+    Raises:
+        ValueError: right and left are exchanged; ``name`` begins the message.
+    """
+    columns = [np.count_nonzero(mask == side.code, axis=(0, 1)) for side in SIDES]
+    if all(count.any() for count in columns):
+        right, left = (float(np.average(np.arange(len(count)), weights=count)) for count in columns)
+        if right > left:
+            raise ValueError(
+                f"{name} has the right lung on the patient's left: it is mirrored, or its codes are exchanged; number "
+                "the right lung 1 and the left one 2."
+            )
+
+
+def sides_of_lobes(lobes: np.ndarray) -> np.ndarray:
+    """Lung codes (Z, H, W) uint8 of codes of `anatomy.LOBES`."""
+    codes = {side.key: side.code for side in SIDES}
+    table = np.zeros(max(lobe.code for lobe in LOBES) + 1, dtype=np.uint8)
+    for lobe in LOBES:
+        table[lobe.code] = codes[lobe.side]
+    return table[lobes]
+
+
+def unite_lesions(codes: np.ndarray, lesions: np.ndarray, hu: np.ndarray, spacing: Spacing) -> np.ndarray:
+    """Lungs or lobes with the lesions that belong to them, see `with_lesions`.
+
+    Args:
+        codes: (Z, H, W) uint8, of lungs or lobes.
+        lesions: (Z, H, W), non-zero for lesion.
+        hu: (Z, H, W).
         spacing: (dz, dy, dx) in mm.
 
     Returns:
-        (Z, H, W) bool; all False when there is no air inside a body.
-
-    Raises:
-        ValueError: when ``hu`` is not three-dimensional or a spacing is not positive.
+        (Z, H, W) uint8, a copy.
     """
+    steps, grid = block_steps(spacing)
+    found, means = any_in_blocks(lesions, steps), block_means(hu, steps)
+    blocks = np.ascontiguousarray(codes[:: steps[0], :: steps[1], :: steps[2]])
+    right = right_half(means, found | (blocks > 0), grid)
+    united = with_lesions(blocks, found, np.zeros_like(found), right, means, grid)
+    whole = codes.copy()
+    _take_lesions(whole, lesions, united, steps)
+    return whole
+
+
+def _take_lesions(mask: np.ndarray, lesions: np.ndarray, blocks: np.ndarray, steps: tuple[int, int, int]) -> None:
+    """Give lesion voxels outside ``mask`` the code of their block, in place."""
+    for z, (plane, lesion) in enumerate(zip(mask, lesions, strict=True)):
+        missed = (lesion != 0) & (plane == 0)
+        if missed.any():
+            plane[missed] = repeat_blocks(blocks[z // steps[0]], steps, mask.shape)[missed]
+
+
+def _check(hu: np.ndarray, spacing: Spacing, lesions: np.ndarray) -> None:
     if hu.ndim != 3 or min(spacing) <= 0:
         raise ValueError(f"expected (Z, H, W) and positive spacing in mm, got shape {hu.shape} and spacing {spacing}.")
-    step = max(1, int(GRID_MM / max(spacing[1:])))
-    grid = np.ascontiguousarray(hu[:, ::step, ::step])
-    lungs = _air_in_body(grid)
-    if not lungs.any():
-        return np.zeros(hu.shape, dtype=bool)
-    radius = max(1, round(CLOSING_MM / (step * max(spacing[1:]))))
-    for z in np.flatnonzero(lungs.any(axis=(1, 2))):
-        lungs[z] = _closed(lungs[z], radius)
-    return lungs.repeat(step, axis=1).repeat(step, axis=2)[:, : hu.shape[1], : hu.shape[2]]
-
-
-def lung_sides(lungs: np.ndarray, hu: np.ndarray) -> tuple[int, int]:
-    """Voxels of the lungs right and left of the body's midline, the patient's right first.
-
-    Args:
-        lungs: (Z, H, W) bool, upright: the patient's right is on the left.
-        hu: (Z, H, W) in Hounsfield units; the midline is where half of its tissue lies on either side.
-    """
-    tissue = np.count_nonzero(hu[:, ::4] > AIR_BELOW_HU, axis=(0, 1)).cumsum()
-    middle = int(np.searchsorted(tissue, tissue[-1] / 2))
-    return int(np.count_nonzero(lungs[..., :middle])), int(np.count_nonzero(lungs[..., middle:]))
-
-
-def touching_lung(lesion: np.ndarray, lungs: np.ndarray) -> np.ndarray:
-    """Lesion without those of its connected parts that lie wholly outside the lungs.
-
-    Args:
-        lesion: (Z, H, W), non-zero for lesion.
-        lungs: (Z, H, W) bool.
-
-    Returns:
-        (Z, H, W) of the lesion's type.
-    """
-    box = _bounding_box(lesion != 0)
-    if box is None:
-        return lesion
-    kept = np.zeros_like(lesion)
-    parts, count = ndimage.label(lesion[box], structure=np.ones((3, 3, 3), dtype=bool))
-    touching = np.zeros(count + 1, dtype=bool)
-    touching[np.unique(parts[lungs[box]])] = True
-    touching[0] = False
-    kept[box] = np.where(touching[parts], lesion[box], 0)
-    return kept
-
-
-def _air_in_body(hu: np.ndarray) -> np.ndarray:
-    """Lung-like air spaces that do not reach the frame of the slices."""
-    parts, count = ndimage.label(hu < AIR_BELOW_HU)
-    sizes = np.bincount(parts.ravel(), minlength=count + 1)
-    candidate = np.ones(count + 1, dtype=bool)
-    candidate[0] = False
-    for side in (parts[:, 0], parts[:, -1], parts[:, :, 0], parts[:, :, -1]):
-        candidate[np.unique(side)] = False
-    inside = np.flatnonzero(candidate)
-    if not len(inside):
-        return np.zeros(hu.shape, dtype=bool)
-    large = inside[sizes[inside] >= SMALLEST_SHARE * sizes[inside].max()]
-    lungs = [label for label in large if np.median(hu[parts == label]) > GAS_BELOW_HU]
-    return np.isin(parts, lungs)
-
-
-def _closed(plane: np.ndarray, radius: int) -> np.ndarray:
-    """Each part of a slice's lung closed on its own, so that the space between the lungs stays out, and filled."""
-    padded = np.pad(plane, radius + 1)
-    closed = np.zeros_like(padded)
-    parts, _ = ndimage.label(padded)
-    for label, box in enumerate(ndimage.find_objects(parts), start=1):
-        around = tuple(slice(side.start - radius - 1, side.stop + radius + 1) for side in box)
-        part = parts[around] == label
-        outer = ndimage.distance_transform_edt(~part) <= radius
-        inner = ndimage.distance_transform_edt(np.pad(outer, 1))[1:-1, 1:-1] > radius
-        closed[around] |= ndimage.binary_fill_holes(inner | part)
-    return closed[radius + 1 : -radius - 1, radius + 1 : -radius - 1]
-
-
-def _bounding_box(mask: np.ndarray) -> tuple[slice, ...] | None:
-    """Slices that enclose what is set, or None when nothing is."""
-    box: list[slice] = []
-    for axis in range(mask.ndim):
-        where = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
-        if not len(where):
-            return None
-        box.append(slice(int(where[0]), int(where[-1]) + 1))
-    return tuple(box)
+    if lesions.shape != hu.shape:
+        raise ValueError(f"the lesions have shape {lesions.shape}, the scan {hu.shape}: they must lie on one grid.")

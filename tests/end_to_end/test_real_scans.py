@@ -7,9 +7,6 @@ import nibabel
 import numpy as np
 
 from covid_monai.cli import main
-from covid_monai.datasets import load_datalist, prepare
-from covid_monai.severity import dice, lung_mask
-from covid_monai.transforms import GreyToHU
 
 
 def test_a_real_dicom_series(shared_data, tiny_bundle, tmp_path):
@@ -20,19 +17,6 @@ def test_a_real_dicom_series(shared_data, tiny_bundle, tmp_path):
     assert mask.shape == (512, 512, 15)
     np.testing.assert_allclose(mask.header.get_zooms()[2], 1.25, atol=0.01)
     assert analysis["scan"]["units"] == "HU"
-    assert any("not plausible for whole adult lungs" in warning for warning in analysis["warnings"])  # 15 slices
+    assert any("end of the scan cuts" in warning for warning in analysis["warnings"])  # 15 slices
+    assert analysis["severity"]["ct_ss"]["score"] is None
     assert "000082" not in json.dumps(analysis)
-
-
-def test_lungs_of_real_volumes_agree_with_their_reference(shared_data, tmp_path):
-    """Threshold lungs, lesions of the reference united, against MedSeg's lung masks on the validation volumes."""
-    prepare("medseg_radiopaedia9", shared_data("medseg_radiopaedia9"), tmp_path / "list.json")
-    from covid_monai.datasets.slices import read_slice
-
-    for volume in ("5", "8"):
-        items = [i for i in load_datalist(tmp_path / "list.json")["validation"] if i["id"].split("/")[1] == volume][::3]
-        line = items[0]["hu_line"]
-        hu = np.stack([GreyToHU(line)(read_slice(tmp_path / i["image"]).astype(np.float32)[None])[0] for i in items])
-        lungs, lesion = (np.stack([read_slice(tmp_path / item[key]) for item in items]) for key in ("lung", "label"))
-        found = lung_mask(hu, (15.0, 0.7, 0.7)) | (lesion > 0)
-        assert dice(found, lungs) > 0.93

@@ -4,78 +4,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from covid_monai.analysis import Analysis, Figures
-from covid_monai.reports import save_overview, slices_that_matter, summarise
-
-# which slices --------------------------------------------------------------------------------------------------------
-
-
-def areas(*areas: int) -> np.ndarray:
-    """(Z, 1, 9) uint8 whose slices have so many voxels."""
-    mask = np.zeros((len(areas), 1, 9), dtype=np.uint8)
-    for plane, area in zip(mask, areas, strict=True):
-        plane[0, :area] = 1
-    return mask
+from covid_monai.analysis import Analysis
+from covid_monai.reports import save_overview, summarise
+from covid_monai.severity.anatomy import REGIONS
+from tests.reports.analyses import TWO_CLASSES, make_analysis
 
 
-NONE = areas(*[0] * 8)
-
-
-@pytest.mark.parametrize(
-    ("lesions", "lungs", "count", "expected"),
-    [
-        # slices 1..6 have lesion; in three runs (1, 2), (3, 4), (5, 6) the largest are 2, 3 and 5
-        (areas(0, 1, 3, 5, 4, 2, 1, 0), areas(*[9] * 8), 3, [5, 3, 2]),
-        (areas(0, 0, 3, 0, 0, 0, 1, 0), areas(*[9] * 8), 3, [6, 2, 0]),  # and one of the other slices with lung
-        (NONE, areas(0, 0, 2, 5, 6, 4, 0, 0), 2, [4, 3]),  # no lesion: lung
-        (NONE, NONE, 4, [6, 4, 2, 0]),  # no lung either: all
-        (areas(2, 2, 2, 2, 2, 2, 2, 2), areas(*[9] * 8), 1, [0]),
-    ],
-)
-def test_values_worked_out_by_hand(lesions: np.ndarray, lungs: np.ndarray, count: int, expected: list[int]):
-    assert slices_that_matter(lesions, lungs != 0, count) == expected
-
-
-masks = hnp.arrays(
-    bool, st.tuples(st.integers(1, 12), st.just(2), st.just(2)), elements=st.sampled_from([False] * 3 + [True])
-)
-
-
-@given(masks, st.integers(1, 15), st.booleans())
-def test_slices_are_valid_unique_and_from_superior_to_inferior(mask: np.ndarray, count: int, as_lesions: bool):
-    other = np.zeros_like(mask)
-    found = slices_that_matter(*((mask, other) if as_lesions else (other, mask)), count)
-    marked = np.flatnonzero(mask.any(axis=(1, 2)))
-    assert len(found) == min(count, len(marked) or len(mask))
-    assert all(type(z) is int for z in found)
-    assert found == sorted(set(found), reverse=True)
-    assert set(found) <= set(marked if len(marked) else range(len(mask)))
-
-
-@given(masks)
-def test_the_slice_with_the_largest_area_is_among_them(lesions: np.ndarray):
-    found = slices_that_matter(lesions, np.ones_like(lesions), 3)
-    area = lesions.sum(axis=(1, 2))
-    assert area[found].max() == area.max()
-
-
-# the picture ---------------------------------------------------------------------------------------------------------
-
-
-BINARY = Figures(12.0, None, None, 3000.0, 0.004, None, None, 3, 5)
-CLASSES = Figures(12.0, 9.0, 3.0, 3000.0, 0.004, 0.003, 0.001, 3, 5)
-NOTHING = Figures(None, None, None, None, None, None, None, 0, 0)
-
-
-def build(lesions: np.ndarray, lungs: np.ndarray, figures: Figures = BINARY) -> Analysis:
-    """An analysis of a grey scan with these masks."""
+def build(lesions: np.ndarray, lungs: np.ndarray) -> Analysis:
+    """An analysis of a grey scan with these masks; its figures are those of another."""
     hu = np.full(lesions.shape, -600.0, dtype=np.float32)
-    return Analysis("0123456789abcdef", figures, (), {}, hu, lesions, lungs, ("lesion",))
+    return make_analysis(told_apart=False, hu=hu, lesions=lesions, lungs=lungs.astype(np.uint8))
 
 
 @pytest.fixture
@@ -91,7 +31,7 @@ def told_apart(diseased: Analysis) -> Analysis:
     """Ground glass, and consolidation below it on the other side."""
     lesions = diseased.lesions.copy()
     lesions[1:5, 52:66, 45:65] = 2
-    return replace(diseased, lesions=lesions, figures=CLASSES, classes=("ground glass", "consolidation"))
+    return replace(diseased, lesions=lesions, severity=make_analysis().severity, classes=TWO_CLASSES)
 
 
 def picture(analysis: Analysis, folder: Path) -> np.ndarray:
@@ -111,7 +51,7 @@ def coloured(image: np.ndarray) -> tuple[int, int]:
 
 def test_it_is_a_picture_of_the_expected_size_with_outlines(diseased: Analysis, tmp_path: Path):
     image = picture(diseased, tmp_path)
-    assert image.shape == (830, 1400, 3)  # two rows of 370 and the margins
+    assert image.shape == (850, 1400, 3)  # two rows of 370 and the margins
     red, blue = coloured(image)
     assert red > 5000
     assert blue > 1000
@@ -158,7 +98,7 @@ def test_the_lesion_is_on_the_side_where_it_is(diseased: Analysis, tmp_path: Pat
     assert rows.mean() < (lung_rows.min() + lung_rows.max()) / 2
 
 
-@pytest.mark.parametrize(("slices", "height"), [(1, 460), (30, 1200)])
+@pytest.mark.parametrize(("slices", "height"), [(1, 480), (30, 1220)])
 def test_any_number_of_slices_is_drawn(slices: int, height: int, tmp_path: Path):
     lungs = np.ones((slices, 20, 20), dtype=bool)
     assert picture(build(np.zeros(lungs.shape, np.uint8), lungs), tmp_path).shape == (height, 1400, 3)
@@ -166,7 +106,7 @@ def test_any_number_of_slices_is_drawn(slices: int, height: int, tmp_path: Path)
 
 def test_a_scan_without_lung_and_lengths_is_drawn_whole(tmp_path: Path):
     nothing = np.zeros((2, 40, 60), dtype=np.uint8)
-    image = picture(build(nothing, nothing.astype(bool), NOTHING), tmp_path)
+    image = picture(build(nothing, nothing), tmp_path)
     assert coloured(image) == (0, 0)
     assert ((image == 128).all(axis=2) | (image == 127).all(axis=2)).sum() > 10_000  # -600 HU is grey 127.5
 
@@ -192,7 +132,7 @@ def test_figures_slices_and_notice_are_written_in_it(
     diseased: Analysis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     text = texts(diseased, tmp_path, monkeypatch)
-    for expected in (*summarise(BINARY), "0123456789abcdef", "Red: lesion. Blue: lung.", "Research use only"):
+    for expected in (*summarise(diseased)[:3], "0123456789abcdef", "Red: lesion. Blue: lung.", "Research use only"):
         assert expected in text
     assert [f"slice {number} of 6" in text for number in range(0, 8)] == [False, *[True] * 6, False]
 
@@ -201,13 +141,15 @@ def test_the_legend_and_the_headline_name_the_classes(
     told_apart: Analysis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     text = texts(told_apart, tmp_path, monkeypatch)
-    for expected in (*summarise(CLASSES), "Yellow: ground glass. Red: consolidation. Blue: lung."):
+    for expected in (*summarise(told_apart)[:3], "Yellow: ground glass. Red: consolidation. Blue: lung."):
         assert expected in text
     assert "Red: lesion" not in text
 
 
 def test_unknown_figures_are_said_to_be_unknown(diseased: Analysis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    text = texts(replace(diseased, figures=NOTHING), tmp_path, monkeypatch)
+    unknown = make_analysis(known=False, missing=tuple(region.key for region in REGIONS)).severity
+    text = texts(replace(diseased, severity=unknown), tmp_path, monkeypatch)
     assert "lesion share not available" in text
     assert "volumes unknown" in text
+    assert "CT severity score 0-40 / 40" in text
     assert "None" not in text

@@ -35,8 +35,9 @@ def analysis(scan: CTScan, segmenter: LesionSegmenter) -> Analysis:
 
 @pytest.fixture
 def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes the most time; where the picture does not matter it is one byte."""
-    monkeypatch.setattr(results_module, "save_overview", lambda analysis, path: Path(path).write_bytes(b"!"))
+    """Drawing takes the most time; where pictures and reports do not matter they are one byte."""
+    for name in ("save_overview", "save_html", "save_pdf"):
+        monkeypatch.setattr(results_module, name, lambda analysis, path, *title: Path(path).write_bytes(b"!"))
 
 
 def names(folder: Path) -> set[str]:
@@ -50,7 +51,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_mask_figures_and_picture_are_written(analysis: Analysis, scan: CTScan, tmp_path: Path):
     files = write_results(analysis, scan, tmp_path / "new" / "results")
     assert files == {name: tmp_path / "new" / "results" / name for name in FILES}
-    assert names(tmp_path / "new" / "results") == {"lesions.nii.gz", "analysis.json", "overview.png"}
+    assert names(tmp_path / "new" / "results") == set(FILES)
+    for name, array in (("lungs", analysis.lungs), ("regions", analysis.regions)):
+        assert np.array_equal(scan.from_upright(array), np.asarray(nib.load(files[f"{name}.nii.gz"]).dataobj))
     mask = nib.load(files["lesions.nii.gz"])
     assert np.array_equal(scan.from_upright(analysis.lesions), np.asarray(mask.dataobj))
     np.testing.assert_allclose(mask.affine, scan.affine, atol=1e-6)
@@ -136,7 +139,7 @@ def flip_y(size: int) -> np.ndarray:
 # whole or not at all -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["write_mask", "save_overview"])
+@pytest.fixture(params=["write_mask", "save_overview", "save_html", "save_pdf"])
 def failing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[[type[BaseException]], None]:
     """Let a step of the writing raise."""
 

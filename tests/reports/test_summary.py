@@ -5,68 +5,57 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from covid_monai.analysis import Figures
 from covid_monai.reports import summarise
+from covid_monai.severity.anatomy import REGIONS
+from tests.reports.analyses import FINDING, make_analysis
 
-TOLD_APART = Figures(536.4, 400.2, 136.2, 4421.6, 0.1213, 0.0906, 0.0308, 40, 48)
-BINARY = replace(
-    TOLD_APART, ground_glass_ml=None, consolidation_ml=None, ground_glass_share=None, consolidation_share=None
-)
-
-
-def without_lengths(figures: Figures) -> Figures:
-    return replace(figures, lesion_ml=None, ground_glass_ml=None, consolidation_ml=None, lung_ml=None)
+KEYS = tuple(region.key for region in REGIONS)
 
 
-def without_lung(figures: Figures) -> Figures:
-    return replace(figures, lung_ml=0.0, lesion_share=None, ground_glass_share=None, consolidation_share=None)
-
-
-@pytest.mark.parametrize(
-    ("figures", "share", "volumes"),
-    [
-        (
-            TOLD_APART,
-            "lesion share of the lungs 12.1 % (ground glass 9.1 %, consolidation 3.1 %)",
-            "lesions 536 mL (ground glass 400 mL, consolidation 136 mL), lungs 4422 mL",
-        ),
-        (BINARY, "lesion share of the lungs 12.1 %", "lesions 536 mL, lungs 4422 mL"),
-        (
-            without_lengths(TOLD_APART),
-            "lesion share of the lungs 12.1 % (ground glass 9.1 %, consolidation 3.1 %)",
-            "volumes unknown (no voxel size)",
-        ),
-        (
-            without_lung(TOLD_APART),
-            "lesion share not available",
-            "lesions 536 mL (ground glass 400 mL, consolidation 136 mL), lungs 0 mL",
-        ),
-        (without_lung(without_lengths(BINARY)), "lesion share not available", "volumes unknown (no voxel size)"),
-    ],
-)
-def test_sentences_worked_out_by_hand(figures: Figures, share: str, volumes: str):
-    assert summarise(figures) == (share, volumes)
-
-
-volumes = st.floats(0, 9000)
-shares = st.floats(0, 1)
-
-
-@given(volumes, volumes, volumes, shares, shares, st.booleans(), st.booleans(), st.booleans())
-def test_what_is_unknown_is_never_a_number(
-    ground_glass: float, consolidation: float, lung: float, first: float, second: float, lengths: bool, lungs: bool,
-    told_apart: bool,
-):  # fmt: skip
-    figures = Figures(
-        ground_glass + consolidation, ground_glass, consolidation, lung, first + second, first, second, 1, 1
+def test_sentences_worked_out_by_hand():
+    assert summarise(make_analysis()) == (
+        "CT severity score 4 / 40 (mild), lobar score 5 / 25",
+        "lesion share of the lungs 5.0 % (ground glass 4.5 %, consolidation 0.5 %), on 10 of 50 slices with lung",
+        "lesions 10 mL (ground glass 9.0 mL, consolidation 1.0 mL), lungs 200 mL",
+        "opacities consistent with viral pneumonia: found",
     )
-    if not told_apart:
-        figures = replace(
-            figures, ground_glass_ml=None, consolidation_ml=None, ground_glass_share=None, consolidation_share=None
-        )
-    figures = figures if lengths else without_lengths(figures)
-    figures = figures if lungs else without_lung(figures)
-    share, volume = summarise(figures)
-    assert "None" not in share + volume
-    assert ("%" in share, "mL" in volume) == (lungs, lengths)
-    assert ("ground glass" in share, "ground glass" in volume) == (lungs and told_apart, lengths and told_apart)
+
+
+def test_one_class_has_no_parts():
+    _, share, volumes, _ = summarise(make_analysis(told_apart=False))
+    assert share == "lesion share of the lungs 5.0 %, on 10 of 50 slices with lung"
+    assert volumes == "lesions 10 mL, lungs 200 mL"
+
+
+def test_scores_that_are_not_certain_are_ranges():
+    scores, *_ = summarise(make_analysis(not_assessable=KEYS[:10]))
+    assert scores == "CT severity score 1-21 / 40 (severe or mild cannot be told), lobar score 1-16 / 25"
+
+
+def test_without_lengths_volumes_are_unknown():
+    scores, _, volumes, _ = summarise(make_analysis(known=False))
+    assert scores.startswith("CT severity score 0-40 / 40 (severe or mild cannot be told)")
+    assert volumes == "volumes unknown (no voxel size)"
+
+
+def test_without_lung_no_share_is_given():
+    nothing = make_analysis({}, missing=KEYS, finding=replace(FINDING, result=None))
+    _, share, _, finding = summarise(nothing)
+    assert share == "lesion share not available, on 0 of 0 slices with lung"
+    assert finding == "opacities consistent with viral pneumonia: not assessable"
+
+
+@given(st.booleans(), st.booleans(), st.sets(st.sampled_from(KEYS)))
+def test_what_is_unknown_is_never_a_number(known: bool, told_apart: bool, missing: set[str]):
+    analysis = make_analysis(known=known, told_apart=told_apart, missing=tuple(missing))
+    _, share, volumes, _ = lines = summarise(analysis)
+    assert "None" not in "".join(lines)
+    lungs = len(missing) < len(KEYS)
+    assert ("%" in share, "mL" in volumes) == (lungs, known)
+    assert ("ground glass" in share, "ground glass" in volumes) == (lungs and told_apart, known and told_apart)
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_ranges_are_not_needed(ranges: bool):
+    analysis = make_analysis()
+    assert summarise(analysis if ranges else replace(analysis, spread=None)) == summarise(analysis)

@@ -1,206 +1,439 @@
 # SPDX-License-Identifier: Apache-2.0
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
+from PIL import Image
 
-from covid_monai.datasets.phantom import Phantom, upright
-from covid_monai.severity import dice, lung_mask, lung_sides, touching_lung
+from covid_monai.datasets.phantom import Lesions, Phantom, make_phantom, upright
+from covid_monai.severity import GivenLungs, Lungs, ThresholdLungs, dice
+from covid_monai.severity.filling import REACH_ALONG_MM
+from covid_monai.severity.lung_checks import NO_LUNG, SHIFTED_UP, TOO_DARK
+from covid_monai.severity.lungs import check_sides, sides_of_lobes, unite_lesions
+from tests.severity.chest import AIR, GAS, LUNG, TISSUE, Spacing, chest, ellipsoid, none
 
-AIR, LUNG, TISSUE = -1000.0, -850.0, 40.0
-SIZE_MM = np.array([240.0, 300.0, 360.0])  # of the scan, along Z, H and W
-
-
-def grid(spacing: tuple[float, float, float]) -> np.ndarray:
-    """Coordinates (3, Z, H, W) in mm from the middle of the scan."""
-    axes = [
-        (np.arange(round(size / step)) + 0.5) * step - size / 2 for size, step in zip(SIZE_MM, spacing, strict=True)
-    ]
-    return np.stack(np.meshgrid(*axes, indexing="ij"))
+COARSE = (6.0, 3.0, 3.0)
+find = ThresholdLungs()
 
 
-def ellipsoid(mm: np.ndarray, centre: tuple[float, float, float], radii: tuple[float, float, float]) -> np.ndarray:
-    """(Z, H, W) bool."""
-    return sum(((x - c) / r) ** 2 for x, c, r in zip(mm, centre, radii, strict=True)) <= 1
+def volumes_ml(mask: np.ndarray, spacing: Spacing) -> list[float]:
+    """Of the right and the left lung."""
+    return [float(np.count_nonzero(mask == code) * np.prod(spacing) / 1000) for code in (1, 2)]
 
 
-def chest(spacing: tuple[float, float, float] = (6.0, 3.0, 3.0)) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """HU (Z, H, W) of an elliptic body with two ellipsoids of lung, the lungs, and the coordinates."""
-    mm = grid(spacing)
-    lungs = ellipsoid(mm, (0, 0, -70), (100, 80, 55)) | ellipsoid(mm, (0, 0, 70), (90, 75, 50))
-    hu = np.full(lungs.shape, AIR, dtype=np.float32)
-    hu[(mm[1] / 110) ** 2 + (mm[2] / 150) ** 2 <= 1] = TISSUE
-    hu[lungs] = LUNG
-    return hu, lungs, mm
+# ellipsoids ----------------------------------------------------------------------------------------------------------
 
 
-def volume_ml(mask: np.ndarray, spacing: tuple[float, float, float]) -> float:
-    return float(np.count_nonzero(mask) * np.prod(spacing) / 1000)
-
-
-# 4/3 pi (100 * 80 * 55 + 90 * 75 * 50) mm3
-ELLIPSOIDS_ML = 4 / 3 * np.pi * (100 * 80 * 55 + 90 * 75 * 50) / 1000
-
-
-@pytest.mark.parametrize("spacing", [(6.0, 3.0, 3.0), (10.0, 1.5, 1.5), (5.0, 0.75, 0.75), (4.0, 4.0, 2.0)])
-def test_the_volume_of_ellipsoids_is_found(spacing: tuple[float, float, float]):
+@pytest.mark.parametrize("spacing", [COARSE, (10.0, 0.75, 0.75), (4.0, 4.0, 2.0), (1.0, 4.0, 4.0), (5.0, 1.7, 1.6)])
+def test_the_volumes_of_ellipsoids_are_found(spacing: Spacing):
     hu, lungs, _ = chest(spacing)
-    found = lung_mask(hu, spacing)
-    assert (found.shape, found.dtype) == (hu.shape, bool)
-    assert volume_ml(found, spacing) == pytest.approx(ELLIPSOIDS_ML, rel=0.03)
-    assert dice(found, lungs) > 0.98
+    found = find(hu, spacing, none(hu))
+    assert (found.mask.shape, found.mask.dtype) == (hu.shape, np.uint8)
+    # 4/3 pi a b c
+    assert volumes_ml(found.mask, spacing) == pytest.approx(
+        [4 / 3 * np.pi * 100 * 80 * 55 / 1000, 4 / 3 * np.pi * 90 * 75 * 50 / 1000], rel=0.03
+    )
+    for code in (1, 2):
+        assert dice(found.mask == code, lungs == code) > 0.975
+    assert (found.method, found.lobes, found.warnings, found.cut) == ("threshold", None, (), ())
 
 
-def test_vessels_and_lesions_within_the_lung_are_lung():
+def test_vessels_and_dense_parts_within_the_lung_are_lung():
     hu, lungs, mm = chest()
     within = ellipsoid(mm, (0, 0, -70), (60, 30, 20)) | ellipsoid(mm, (20, 10, 70), (12, 12, 12))
     hu[within] = TISSUE
-    found = lung_mask(hu, (6.0, 3.0, 3.0))
-    assert found[within].all()
+    found = find(hu, COARSE, none(hu)).mask
+    assert np.array_equal(found[within], lungs[within])
+
+
+def test_a_shallow_dense_part_at_the_pleura_is_lung():
+    hu, lungs, mm = chest()
+    shallow = (lungs > 0) & (np.abs(mm[1]) < 5) & (mm[2] < -112) & (np.abs(mm[0]) < 30)  # 9 mm wide, 13 mm deep
+    assert shallow.sum() > 50
+    hu[shallow] = TISSUE
+    assert (find(hu, COARSE, none(hu)).mask[shallow] == 1).mean() > 0.7
+
+
+def test_a_wide_dense_part_at_the_pleura_is_lung_where_it_is_lesion():
+    hu, lungs, mm = chest()
+    wide = (lungs > 0) & (np.abs(mm[1]) < 30) & (mm[2] < -105) & (np.abs(mm[0]) < 30)  # 60 mm wide, up to 20 mm deep
+    hu[wide] = TISSUE
+    assert find(hu, COARSE, none(hu)).mask[wide].mean() < 0.2
+    assert (find(hu, COARSE, wide.astype(np.uint8)).mask[wide] == 1).all()
+
+
+def test_consolidated_bases_are_lung_with_the_air_that_is_left_in_them():
+    hu, lungs, mm = chest()
+    base = (lungs > 0) & (mm[0] < -20) & (mm[1] > 0)
+    island = ellipsoid(mm, (-50, 30, 70), (14, 12, 12)) & (lungs > 0)
+    hu[base & ~island] = TISSUE
+    found = find(hu, COARSE, (2 * (base & ~island)).astype(np.uint8)).mask
+    assert (found[island] == 2).all()
+    assert dice(found, lungs) > 0.96
+    assert np.count_nonzero(found[lungs > 0] != lungs[lungs > 0]) < 0.08 * np.count_nonzero(lungs)
+
+
+def test_a_false_lesion_does_not_pull_the_liver_in():
+    hu, lungs, mm = chest()
+    liver = (
+        (mm[0] < 0) & (np.hypot(mm[1], mm[2] + 60) < 65) & (lungs != 1)
+    )  # runs on below the lung, to the lowest slice
+    found = find(hu, COARSE, liver.astype(np.uint8))
+    lowest = mm[0][lungs == 1].min()
+    taken = liver & (found.mask > 0)
+    assert taken[(mm[0] < lowest) & (mm[0] > lowest - 13)].any()
+    assert not taken[mm[0] < lowest - REACH_ALONG_MM].any()
+    assert "lesion drawn into liver or chest wall; look at the picture" in found.warnings[0]
+
+
+def test_a_false_lesion_in_the_chest_wall_stays_out():
+    hu, lungs, mm = chest()
+    body = hu > -500
+    wall = body & (np.abs(mm[0]) < 60) & (mm[2] < -130) & (lungs == 0)
+    apart = wall & (mm[2] < -142)
+    found = find(hu, COARSE, apart.astype(np.uint8))
+    assert not found.mask[apart].any()
+    assert found.warnings[0].startswith("100 % of the lesion volume lies outside the lungs and is left out")
+
+
+def test_gas_with_a_wall_around_it_is_out():
+    hu, lungs, mm = chest((5.0, 1.5, 1.5))
+    trachea = (np.hypot(mm[1] + 10, mm[2]) < 9) & (mm[0] > 20)
+    stomach = ellipsoid(mm, (-70, -40, 20), (30, 30, 28)) & (lungs == 0)
+    bronchus = (np.hypot(mm[1] + 10, mm[0] - 20) < 6) & (np.abs(mm[2]) < 25)  # reaches both lungs
+    hu[trachea | stomach | bronchus] = GAS
+    found = find(hu, (5.0, 1.5, 1.5), none(hu)).mask
+    assert found[trachea | stomach].mean() < 0.001
+    assert not found[bronchus & (np.abs(mm[2]) < 14)].any()
     assert dice(found, lungs) > 0.98
 
 
-def test_a_shallow_lesion_at_the_pleura_is_lung():
+@pytest.mark.parametrize("padding", [-1024.0, -2000.0, -3024.0])
+def test_padding_outside_a_round_field_of_view_is_out(padding: float):
     hu, lungs, mm = chest()
-    shallow = lungs & (np.abs(mm[1]) < 5) & (mm[2] < -112) & (np.abs(mm[0]) < 30)  # 9 mm wide, 13 mm deep
-    assert shallow.sum() > 50
-    hu[shallow] = TISSUE
-    assert lung_mask(hu, (6.0, 3.0, 3.0))[shallow].mean() > 0.75
-
-
-def test_a_wide_lesion_at_the_pleura_is_not_guessed_to_be_lung():
-    hu, lungs, mm = chest()
-    wide = lungs & (np.abs(mm[1]) < 30) & (mm[2] < -105) & (np.abs(mm[0]) < 30)  # 60 mm wide, up to 20 mm deep
-    hu[wide] = TISSUE
-    assert lung_mask(hu, (6.0, 3.0, 3.0))[wide].mean() < 0.2
-
-
-def test_what_stands_between_the_lungs_stays_out():
-    hu, _, mm = chest()
-    assert not lung_mask(hu, (6.0, 3.0, 3.0))[np.abs(mm[2]) < 12].any()
-
-
-def test_air_around_the_body_is_no_lung():
-    hu, _, _ = chest()
-    assert not lung_mask(hu, (6.0, 3.0, 3.0))[hu == AIR].any()
-
-
-@pytest.mark.parametrize(("gas", "is_lung"), [(-990.0, False), (-900.0, True)])
-def test_a_large_space_is_lung_unless_it_is_pure_gas(gas: float, is_lung: bool):
-    hu, lungs, mm = chest()
-    stomach = ellipsoid(mm, (0, -75, 0), (100, 30, 26))
-    assert stomach.sum() > 0.15 * (lungs & (mm[2] < 0)).sum()  # of the larger lung
-    assert not (stomach & lungs).any()
-    hu[stomach] = gas
-    assert lung_mask(hu, (6.0, 3.0, 3.0))[stomach].all() == is_lung
-    assert lung_mask(hu, (6.0, 3.0, 3.0))[stomach].any() == is_lung
-
-
-@pytest.mark.parametrize(("axis", "side"), [(1, 0), (1, -1), (2, 0), (2, -1)])
-def test_air_that_reaches_the_frame_is_no_lung(axis: int, side: int):
-    hu = np.full((4, 60, 60), TISSUE, dtype=np.float32)
-    hu[:, 20:40, 20:40] = LUNG
-    outside = np.zeros(hu.shape, dtype=bool)
-    np.moveaxis(outside, axis, 0)[slice(0, 12) if side == 0 else slice(-12, None), :, 15:45] = True
-    hu[outside] = LUNG
-    found = lung_mask(hu, (5.0, 3.0, 3.0))
+    hu[np.hypot(mm[1], mm[2]) > 148] = padding
+    assert np.array_equal(find(hu, COARSE, none(hu)).mask, find(chest()[0], COARSE, none(hu)).mask)
+    hu[outside := np.hypot(mm[1], mm[2]) > 100] = padding  # cuts both lungs
+    lungs[outside] = 0
+    found = find(hu, COARSE, none(hu)).mask
+    assert dice(found, lungs) > 0.92  # less a rim along the edge
     assert not found[outside].any()
-    assert found[:, 22:38, 22:38].all()
 
 
-def test_small_bubbles_are_no_lung():
+def test_a_couch_with_foam_in_it_is_out():
     hu, lungs, mm = chest()
-    bubble = ellipsoid(mm, (0, 95, 0), (15, 9, 12))
-    hu[bubble] = LUNG
-    found = lung_mask(hu, (6.0, 3.0, 3.0))
-    assert not found[bubble & ~lungs].any()
+    couch = (mm[1] > 112) & (mm[1] < 140)
+    hu[couch] = -880
+    hu[couch & ((mm[1] < 116) | (mm[1] > 136))] = TISSUE
+    assert np.array_equal(find(hu, COARSE, none(hu)).mask > 0, find(chest()[0], COARSE, none(hu)).mask > 0)
+    hu[couch] = -880
+    assert not find(hu[:, :-8], COARSE, none(hu[:, :-8])).mask[:, 137:].any()  # the frame cuts the foam, and no shell
+    assert lungs.any()
 
 
-@pytest.mark.parametrize("value", [TISSUE, AIR])
-def test_without_air_in_a_body_there_is_no_lung(value: float):
-    found = lung_mask(np.full((4, 20, 30), value, dtype=np.float32), (5.0, 3.0, 3.0))
-    assert found.shape == (4, 20, 30)
-    assert not found.any()
+def test_a_body_that_reaches_the_frame():
+    hu, lungs, _ = chest()
+    cut = (slice(None), slice(15, 85), slice(20, 113))  # all skin is out of view
+    found = find(np.ascontiguousarray(hu[cut]), COARSE, none(hu[cut])).mask
+    assert dice(found, lungs[cut]) > 0.975
 
 
-def test_the_scan_is_left_as_it_is():
-    hu, _, _ = chest()
-    before = hu.copy()
-    lung_mask(hu, (6.0, 3.0, 3.0))
-    assert np.array_equal(hu, before)
+def test_lungs_that_reach_the_frame():
+    hu, lungs, mm = chest()
+    cut = (slice(None), slice(15, 85), slice(40, 95))
+    assert (lungs[cut][:, :, 0] == 1).any()
+    assert (lungs[cut][:, :, -1] == 2).any()
+    found = find(np.ascontiguousarray(hu[cut]), COARSE, none(hu[cut]))
+    assert dice(found.mask, lungs[cut]) > 0.97
+    assert mm.size
+
+
+@pytest.mark.parametrize(("code", "name"), [(1, "right"), (2, "left")])
+def test_one_lung_keeps_its_side(code: int, name: str):
+    hu, lungs, _ = chest()
+    hu[lungs == 3 - code] = TISSUE
+    found = find(hu, COARSE, none(hu)).mask
+    assert set(np.unique(found)) == {0, code}, name
+
+
+@pytest.mark.parametrize("slices", [1, 3])
+def test_few_slices(slices: int):
+    hu, lungs, _ = chest()
+    part = slice(18, 18 + slices)
+    found = find(hu[part], COARSE, none(hu[part]))
+    assert dice(found.mask == 1, lungs[part] == 1) > 0.975
+    assert dice(found.mask == 2, lungs[part] == 2) > 0.975
+    assert found.cut == tuple((side, end) for side in ("right_lung", "left_lung") for end in ("lower", "upper"))
 
 
 @pytest.mark.parametrize("size", [(96, 96), (97, 101)])
-def test_sides_that_the_step_does_not_divide_are_covered(size: tuple[int, int]):
+def test_sides_that_the_blocks_do_not_divide_are_covered(size: tuple[int, int]):
     hu = np.full((3, *size), TISSUE, dtype=np.float32)
-    hu[:, 20:-20, 20:-20] = LUNG
-    found = lung_mask(hu, (5.0, 0.5, 0.5))  # on every third row and column
-    assert found.shape == hu.shape
-    assert abs(int(found.sum()) / (3 * (size[0] - 40) * (size[1] - 40)) - 1) < 0.08
+    lungs = np.zeros(hu.shape, dtype=bool)
+    lungs[:, 20:-20, 10:40] = lungs[:, 20:-20, -40:-10] = True
+    hu[lungs] = LUNG
+    found = find(hu, (5.0, 0.7, 0.7), none(hu)).mask
+    assert dice(found, lungs) > 0.97
 
 
-def test_lungs_of_the_phantom_are_found(phantom: Phantom):
-    spacing = tuple(np.diag(phantom.affine)[2::-1])
-    truth = upright(phantom.lungs) != 0
-    assert dice(lung_mask(upright(phantom.hu).astype(np.float32), spacing), truth) > 0.9
+# without lungs -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("value", "more"), [(TISSUE, ()), (AIR, (TOO_DARK,)), (-3024.0, (TOO_DARK,))])
+def test_without_a_body_or_air_in_it_there_is_no_lung(value: float, more: tuple[str, ...]):
+    hu = np.full((4, 20, 30), value, dtype=np.float32)
+    found = find(hu, (5.0, 3.0, 3.0), none(hu))
+    assert found.mask.shape == (4, 20, 30)
+    assert not found.mask.any()
+    assert found.warnings == (NO_LUNG, *more)
+    assert found.cut == ()
+
+
+def test_a_phantom_of_air_has_no_lung():
+    hu, lungs, _ = chest()
+    hu[lungs > 0] = AIR
+    found = find(hu, COARSE, none(hu))
+    assert not found.mask.any()
+    assert found.warnings == (NO_LUNG,)
+
+
+def test_a_head_has_no_lung():
+    hu, _, mm = chest((4.0, 1.5, 1.5))
+    hu[:] = AIR
+    rng = np.random.default_rng(0)
+    hu[ellipsoid(mm, (0, 0, 0), (110, 95, 75))] = 900
+    hu[ellipsoid(mm, (0, 0, 0), (102, 88, 68))] = 35
+    for side in (-1, 1):
+        hu[ellipsoid(mm, (-60, -60, side * 30), (18, 15, 14))] = GAS  # maxillary sinuses
+        cells = ellipsoid(mm, (-50, 10, side * 60), (14, 12, 8))  # mastoids
+        hu[cells] = rng.choice([-900, -500, 100, 400], int(cells.sum()))
+    nose = ellipsoid(mm, (-60, -70, 0), (25, 25, 9))
+    hu[nose] = rng.choice([-1000, -700, 0], int(nose.sum()))
+    hu[ellipsoid(mm, (-95, -20, 0), (20, 9, 12))] = GAS  # pharynx
+    found = find(hu, (4.0, 1.5, 1.5), none(hu))
+    assert found.warnings == (NO_LUNG,)
+
+
+@pytest.mark.parametrize(("shift", "why"), [(1024, SHIFTED_UP), (-1024, TOO_DARK)])
+def test_shifted_hu_are_named(shift: float, why: str, phantom: Phantom):
+    hu = np.maximum(upright(phantom.hu).astype(np.float32) + shift, -1024)
+    found = find(hu, spacing_of(phantom), none(hu))
+    assert not found.mask.any()
+    assert found.warnings == (NO_LUNG, why)
 
 
 @pytest.mark.parametrize(
     ("shape", "spacing"), [((4, 5), (1.0, 1.0, 1.0)), ((4, 5, 6), (1.0, 0.0, 1.0)), ((1, 4, 5, 6), (1.0, 1.0, 1.0))]
 )
-def test_other_arrays_and_spacings_are_refused(shape: tuple[int, ...], spacing: tuple[float, float, float]):
+def test_other_arrays_and_spacings_are_refused(shape: tuple[int, ...], spacing: Spacing):
     with pytest.raises(ValueError, match=r"expected \(Z, H, W\) and positive spacing in mm"):
-        lung_mask(np.zeros(shape, dtype=np.float32), spacing)
+        find(np.zeros(shape, dtype=np.float32), spacing, np.zeros(shape, dtype=np.uint8))
 
 
-# lesions that touch the lung -----------------------------------------------------------------------------------------
+def test_lesions_on_another_grid_are_refused():
+    with pytest.raises(ValueError, match=r"the lesions have shape \(4, 5, 7\), the scan \(4, 5, 6\)"):
+        find(np.zeros((4, 5, 6), dtype=np.float32), COARSE, np.zeros((4, 5, 7), dtype=np.uint8))
 
 
-def test_parts_wholly_outside_the_lungs_are_dropped():
-    lungs = np.zeros((3, 6, 9), dtype=bool)
-    lungs[:, 1:5, 1:4] = True
-    lesion = np.zeros(lungs.shape, dtype=np.uint8)
-    lesion[0, 2, 2] = 1  # inside
-    lesion[1, 2, 3:6] = 2  # reaches out of the lung
-    lesion[1, 2, 7] = 1  # outside
-    lesion[2, 0, 0] = 1  # outside, diagonal neighbour of the lung but not in it
-    expected = lesion.copy()
-    expected[1, 2, 7] = expected[2, 0, 0] = 0
-    kept = touching_lung(lesion, lungs)
-    assert np.array_equal(kept, expected)
-    assert kept.dtype == np.uint8
+# phantoms ------------------------------------------------------------------------------------------------------------
 
 
-def test_parts_are_connected_over_slices_and_corners():
-    lungs = np.zeros((3, 3, 3), dtype=bool)
-    lungs[0, 0, 0] = True
-    lesion = np.eye(3, dtype=np.uint8)[:, :, None] * np.eye(3, dtype=np.uint8)[:, None, :]  # the space diagonal
-    assert lesion.sum() == 3
-    assert np.array_equal(touching_lung(lesion, lungs), lesion)
+def spacing_of(phantom: Phantom) -> Spacing:
+    x, y, z = np.diag(phantom.affine)[:3].tolist()
+    return z, y, x
 
 
-def test_no_lesion_stays_no_lesion():
-    assert not touching_lung(np.zeros((2, 3, 4), dtype=np.uint8), np.ones((2, 3, 4), dtype=bool)).any()
+def check_phantom(phantom: Phantom, least: float, points: float) -> Lungs:
+    """Lung Dice at least ``least`` and involved share within ``points`` of the phantom's; nothing is changed."""
+    hu, lesions, truth = upright(phantom.hu).astype(np.float32), upright(phantom.lesions), upright(phantom.lungs)
+    before = hu.copy(), lesions.copy()
+    found = find(hu, spacing_of(phantom), lesions)
+    assert np.array_equal(hu, before[0])
+    assert np.array_equal(lesions, before[1])
+    assert dice(found.mask, truth) >= least
+    exchanged = (found.mask > 0) & (truth > 0) & (found.mask != truth)
+    assert np.count_nonzero(exchanged) < 0.001 * np.count_nonzero(truth)
+    share = np.count_nonzero(lesions[found.mask > 0]) / np.count_nonzero(found.mask)
+    assert share == pytest.approx(phantom.truth["lesion_share"], abs=points)
+    return found
 
 
-small = (4, 5, 6)
+def test_lungs_of_the_phantom_are_found(phantom: Phantom):
+    assert check_phantom(phantom, 0.97, 0.01).warnings == ()
 
 
-@given(hnp.arrays(np.uint8, small, elements=st.sampled_from([0, 0, 0, 1, 2])), hnp.arrays(bool, small))
-def test_only_outside_the_lungs_is_something_dropped(lesion: np.ndarray, lungs: np.ndarray):
-    before = lesion.copy()
-    kept = touching_lung(lesion, lungs)
-    assert np.array_equal(lesion, before)
-    assert np.array_equal(kept[lungs], lesion[lungs])
-    assert np.isin(kept[~lungs], 0).sum() >= np.isin(lesion[~lungs], 0).sum()
-    assert (kept[kept != 0] == lesion[kept != 0]).all()
-    assert np.array_equal(touching_lung(kept, lungs), kept)
+@pytest.mark.parametrize("lesions", [Lesions(0.0), Lesions(0.6, 0.8)], ids=str)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_lungs_of_phantoms_are_found_whatever_their_lesions(seed: int, lesions: Lesions):
+    check_phantom(make_phantom(seed, (128, 128, 48), lesions=lesions), 0.97, 0.01)
 
 
-def test_sides_are_counted_from_the_midline_of_the_body():
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0.0, 0.15, 0.4, 0.6])
+@pytest.mark.parametrize("consolidation", [0.2, 0.8])
+@pytest.mark.parametrize("seed", [2, 3, 4])
+def test_lungs_of_fine_phantoms_are_found(seed: int, share: float, consolidation: float):
+    check_phantom(make_phantom(seed, (256, 256, 48), lesions=Lesions(share, consolidation)), 0.97, 0.01)
+
+
+def test_metal_in_the_chest_wall(phantom: Phantom):
+    hu = upright(phantom.hu).astype(np.float32)
+    rows, columns = np.ogrid[: hu.shape[1], : hu.shape[2]]
+    away = np.hypot(rows - 30, columns - 30)
+    hu[8] = np.clip(hu[8] + 500 * np.cos(6 * np.arctan2(rows - 30, columns - 30)) / (1 + away / 4), -1024, 3071)
+    hu[8, away < 2] = 3071
+    lesions = upright(phantom.lesions)
+    plain = find(upright(phantom.hu).astype(np.float32), spacing_of(phantom), lesions).mask
+    assert dice(find(hu, spacing_of(phantom), lesions).mask, plain) > 0.98
+
+
+def test_a_mirrored_scan_has_mirrored_lungs(phantom: Phantom):
+    hu, lesions = upright(phantom.hu).astype(np.float32), upright(phantom.lesions)
+    plain = find(hu, spacing_of(phantom), lesions).mask
+    mirrored = find(np.ascontiguousarray(hu[..., ::-1]), spacing_of(phantom), lesions[..., ::-1]).mask[..., ::-1]
+    assert dice(plain == 1, mirrored == 2) > 0.99
+    assert dice(plain == 2, mirrored == 1) > 0.99
+
+
+@settings(max_examples=5, deadline=None)
+@given(down=st.integers(-8, 7), right=st.integers(-6, 6))
+def test_the_lungs_go_where_the_body_goes(phantom: Phantom, down: int, right: int):
+    hu, lesions = upright(phantom.hu).astype(np.float32), upright(phantom.lesions)
+    plain = find(hu, spacing_of(phantom), lesions).mask
+    moved = find(np.roll(hu, (down, right), (1, 2)), spacing_of(phantom), np.roll(lesions, (down, right), (1, 2))).mask
+    assert dice(np.roll(plain, (down, right), (1, 2)), moved) > 0.99
+
+
+# real scans ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def radiopaedia(shared_data: Callable[[str], Path]) -> Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """HU, lesions and lungs (Z, H, W) of a volume."""
+    folder = shared_data("medseg_radiopaedia9")
+    lines = {row["volume"]: row for row in csv.DictReader((folder / "volumes.csv").open())}
+
+    def read(volume: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        line = lines[str(volume)]
+        grey, codes, lungs = (
+            np.stack([np.asarray(Image.open(file)) for file in sorted((folder / name).glob(f"v{volume}_z*.png"))])
+            for name in ("images", "masks", "lung_masks")
+        )
+        hu = grey * np.float32(line["hu_slope"]) + np.float32(line["hu_intercept"])
+        return hu, np.isin(codes, (1, 2)).astype(np.uint8), lungs != 0
+
+    return read
+
+
+@pytest.mark.slow
+def test_lungs_of_covid_19_scans_are_those_of_the_reference(radiopaedia: Callable):
+    scores = []
+    for volume in range(1, 10):
+        hu, lesions, reference = radiopaedia(volume)
+        spacing = (3.0 if volume == 3 else 6.0, 0.68, 0.68)
+        for known in (lesions, none(lesions)):
+            mask = find(hu, spacing, known).mask
+            scores.append(dice(mask, reference))
+            share, expected = (
+                np.count_nonzero(lesions[lungs != 0]) / np.count_nonzero(lungs) for lungs in (mask, reference)
+            )
+            assert share == pytest.approx(expected, abs=0.02 if known.any() else 0.03), volume
+    assert min(scores) >= 0.95
+    assert np.median(scores) >= 0.97
+
+
+# lungs that the user gives -------------------------------------------------------------------------------------------
+
+
+def test_given_lungs_are_taken_as_they_are():
+    hu, lungs, _ = chest()
+    found = GivenLungs(lungs=lungs)(hu, COARSE, none(hu))
+    assert np.array_equal(found.mask, lungs)
+    assert (found.method, found.lobes, found.warnings, found.cut) == ("given lungs", None, (), ())
+
+
+@pytest.mark.parametrize(("code", "kind"), [(1, np.uint8), (2, np.uint8), (255, np.uint8), (1, bool), (7, np.int64)])
+def test_one_code_is_told_apart_by_the_scan(code: int, kind: type):
+    hu, lungs, _ = chest((6.0, 1.5, 1.5))
+    found = GivenLungs(lungs=(code * (lungs > 0)).astype(kind))(hu, (6.0, 1.5, 1.5), none(hu)).mask
+    assert found.dtype == np.uint8
+    assert np.array_equal(found, lungs)
+
+
+def test_given_lobes_make_the_lungs():
     hu, lungs, mm = chest()
-    right, left = lungs & (mm[2] < 0), lungs & (mm[2] > 0)
-    assert lung_sides(lungs, hu) == (int(right.sum()), int(left.sum()))
-    assert lung_sides(right, hu) == (int(right.sum()), 0)
-    assert lung_sides(left, np.roll(hu, 3, axis=2)) == (0, int(left.sum()))  # the body may lie off the centre
+    upper = mm[0] > 0
+    given = np.select([lungs == 2, lungs == 1], [np.where(upper, 1, 2), np.where(upper, 3, 5)], 0)  # as lungmask
+    found = GivenLungs(lobes=given)(hu, COARSE, none(hu))
+    assert np.array_equal(found.mask, lungs)
+    ours = np.select([lungs == 2, lungs == 1], [np.where(upper, 4, 5), np.where(upper, 1, 3)])
+    assert found.lobes is not None
+    assert np.array_equal(found.lobes, ours)
+    assert found.method == "given lobes"
+
+
+def test_lesions_outside_given_lungs_are_not_theirs():
+    hu, lungs, mm = chest()
+    lesions = ellipsoid(mm, (0, 0, 0), (12, 12, 12)).astype(np.uint8)
+    found = GivenLungs(lungs=lungs)(hu, COARSE, lesions)
+    assert np.array_equal(found.mask, lungs)
+    assert found.warnings[0].startswith("100 % of the lesion volume lies outside the lungs")
+
+
+def test_a_lung_mask_or_a_lobe_mask():
+    mask = np.ones((2, 3, 4), dtype=np.uint8)
+    for masks in ({}, {"lungs": mask, "lobes": mask}):
+        with pytest.raises(ValueError, match="either as a lung mask or as a lobe mask, one of the two"):
+            GivenLungs(**masks)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (np.zeros((2, 3, 4), dtype=np.uint8), "the lung mask is empty"),
+        (
+            np.arange(24, dtype=np.uint8).reshape(2, 3, 4) % 4,
+            r"holds the codes 1, 2, 3: expected 1 \(right\) and 2 \(left\)",
+        ),
+        (np.zeros((2, 3, 4)), "holds float64 values: give integers"),
+    ],
+)
+def test_masks_that_are_no_lungs_are_refused(mask: np.ndarray, message: str):
+    with pytest.raises(ValueError, match=message):
+        GivenLungs(lungs=mask)
+
+
+def test_codes_that_are_no_lobes_are_refused():
+    with pytest.raises(ValueError, match="the lobe mask holds"):
+        GivenLungs(lobes=np.full((2, 3, 4), 9, dtype=np.uint8))
+
+
+def test_a_mask_of_another_shape_is_refused():
+    hu, _, _ = chest()
+    with pytest.raises(ValueError, match=r"the lung mask has shape \(2, 3, 4\), the scan \(40, 100, 133\)"):
+        GivenLungs(lungs=np.ones((2, 3, 4), dtype=np.uint8))(hu, COARSE, none(hu))
+
+
+def test_exchanged_sides_are_refused():
+    hu, lungs, _ = chest()
+    exchanged = np.array([0, 2, 1], dtype=np.uint8)[lungs]
+    with pytest.raises(ValueError, match="the lung mask has the right lung on the patient's left"):
+        GivenLungs(lungs=exchanged)(hu, COARSE, none(hu))
+    check_sides(np.where(lungs == 1, 0, lungs), "the mask")  # one lung alone says nothing
+
+
+def test_sides_of_lobes():
+    assert sides_of_lobes(np.arange(6, dtype=np.uint8)).tolist() == [0, 1, 1, 1, 2, 2]
+
+
+def test_lesions_are_united_with_codes_of_any_kind():
+    hu, lungs, mm = chest()
+    dense = (lungs == 1) & (mm[2] < -105)
+    lobes = np.where(dense, 0, lungs * 2).astype(np.uint8)
+    united = unite_lesions(lobes, dense.astype(np.uint8), hu, COARSE)
+    assert np.array_equal(united, lungs * 2)
+    assert not lobes[dense].any()

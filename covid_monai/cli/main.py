@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line as a whole."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import traceback
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from covid_monai import __version__
+from covid_monai.cli.analyse import add_analyse
+from covid_monai.cli.data import add_data
+from covid_monai.cli.severity import add_severity
+from covid_monai.cli.shell import EXIT_CODES, INTERRUPTED, OK, UNUSABLE, Help, add_command, complain
+from covid_monai.cli.study import add_study
+
+__all__ = ["main"]
+
+DESCRIPTION = """\
+From a chest CT to a lesion map, a severity score and a report, and from labelled slices to the model that draws it.
+Research use only, not a medical device."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    options = _parser().parse_args(arguments)
+    logging.getLogger("monai").setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"(monai|torch|pydicom|highdicom)\b")
+            warnings.showwarning = lambda message, *_, **__: complain(f"warning: {message}")
+            return options.run(options)
+    except KeyboardInterrupt:
+        complain("interrupted")
+        return INTERRUPTED
+    except (ValueError, OSError) as error:
+        if options.traceback:
+            traceback.print_exc()
+        complain(str(error))
+        return UNUSABLE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("covid-monai", description=DESCRIPTION, epilog=EXIT_CODES, formatter_class=Help)
+    parser.add_argument("--version", action="version", version=f"covid-monai {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    add_analyse(commands)
+    add_severity(commands)
+    demo = add_command(
+        commands,
+        "demo",
+        "train both networks on synthetic slices, analyse a synthetic CT, compare with its truth",
+        _demo,
+    )
+    demo.add_argument("--output", required=True, type=Path, metavar="DIR", help="empty or new folder for everything")
+    add_data(commands)
+    add_study(commands)
+    return parser
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from covid_monai.demo import run
+    from covid_monai.inference import default_bundle
+
+    run(default_bundle().parent, options.output.resolve())
+    return OK

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all commands share: exit codes, the look of their help, and how they complain."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["EXIT_CODES", "INTERRUPTED", "OK", "SOME_FAILED", "UNUSABLE", "Help", "add_command", "complain"]
+
+OK, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
+
+EXIT_CODES = """\
+exit codes:
+  0    all was done
+  1    at least one input could not be used; the others were done, and each fault is one line
+  2    the command line, an input, the bundle or its weights cannot be used; nothing was done
+  130  interrupted"""
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Descriptions as written, and room for the options."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=110)
+
+
+def add_command(
+    commands: Any, name: str, summary: str, run: Callable[[argparse.Namespace], int]
+) -> argparse.ArgumentParser:
+    """Add a subcommand whose description is its summary; ``run`` takes its options and returns the exit code."""
+    command = commands.add_parser(
+        name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", formatter_class=Help
+    )
+    command.add_argument("--traceback", action="store_true", help="show where in the code a fault was raised")
+    command.set_defaults(run=run)
+    return command
+
+
+def complain(line: str) -> None:
+    """Print one line to the standard error."""
+    print(f"covid-monai: {line}", file=sys.stderr)
