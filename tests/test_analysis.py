@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import nibabel as nib
 import numpy as np
 import pytest
@@ -297,6 +299,24 @@ def test_the_record_is_plain_json(spacing_known: bool):
     found = analyse(boxed(boxes(), spacing_known=spacing_known), segmenter(size=(64, 64))).to_dict()
     assert plain(found)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+@pytest.mark.parametrize("spacing_known", [True, False])
+@pytest.mark.parametrize("ranges", [True, False])
+@pytest.mark.parametrize("lung", [True, False])
+def test_the_record_keeps_to_its_schema(spacing_known: bool, ranges: bool, lung: bool):
+    schema = json.loads((files("covid_monai.reports") / "analysis-3.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    hu = boxes()
+    if not lung:
+        hu[hu == -850] = 40
+    for each in (segmenter((64, 64)), tell_apart()):
+        found = analyse(boxed(hu, spacing_known=spacing_known), each, ranges=ranges)
+        jsonschema.validate(found.to_dict(), schema, jsonschema.Draft202012Validator)
+    damaged = found.to_dict()
+    damaged["severity"]["regions"][0]["score"] = "none"
+    with pytest.raises(jsonschema.ValidationError, match="'none' is not of type"):
+        jsonschema.validate(damaged, schema, jsonschema.Draft202012Validator)
 
 
 def test_the_record_says_what_ran(analysis: Analysis, scan: CTScan):

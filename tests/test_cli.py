@@ -17,7 +17,7 @@ import pytest
 
 from covid_monai import __version__, cli, inference
 from covid_monai.datasets import load_datalist
-from covid_monai.datasets.phantom import Phantom, make_phantom
+from covid_monai.datasets.phantom import Lesions, Phantom, make_phantom
 from covid_monai.inference import default_bundle
 from covid_monai.networks import weights_sha256
 from covid_monai.reports import FILES
@@ -466,6 +466,42 @@ def test_dicom_cannot_come_from_nifti(analyse: Callable[..., Result], other_scan
     assert len(result.faults) == 1
     assert "DICOM" in result.err
     assert not (tmp_path / "results").exists()
+
+
+# follow-up -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_follow_up_is_written_beside_the_results_of_each_scan(
+    run: Callable[..., Result], tiny_cascade_bundle: Path, tmp_path: Path
+):
+    scans = [
+        make_phantom(4, (96, 96, 40), lesions=Lesions(share, 0.3)).write_nifti(tmp_path / str(share))
+        for share in (0.05, 0.3)
+    ]
+    words = [*scans, "--output", tmp_path / "out", "--bundle", tiny_cascade_bundle, "--days", 0, 14, "--no-ranges"]
+    result = run("follow-up", *words)
+    assert (result.code, result.err) == (0, "")
+    assert names(tmp_path / "out") == {"1", "2", "change_1_2.nii.gz", "follow_up.html", "follow_up.json", "trend.csv"}
+    record = json.loads((tmp_path / "out" / "follow_up.json").read_text())
+    for scan in record["scans"]:
+        own = json.loads((tmp_path / "out" / str(scan["number"]) / "analysis.json").read_text())
+        assert own["scan_id"] == scan["scan_id"]
+        assert own["severity"]["whole"]["lesion_ml"] == scan["figures"]["lesion_ml"]
+    change = np.asarray(nib.load(tmp_path / "out" / "change_1_2.nii.gz").dataobj)
+    later = np.asarray(nib.load(tmp_path / "out" / "2" / "lesions.nii.gz").dataobj)
+    assert np.array_equal(np.isin(change, (1, 2, 4)), later != 0)
+
+
+@pytest.mark.parametrize("days", [[0], [14, 0], [0, 0]])
+def test_days_that_do_not_fit_are_refused_before_anything_is_read(
+    run: Callable[..., Result], tiny_bundle: Path, tmp_path: Path, days: list[int]
+):
+    words = ["a", "b", "--output", tmp_path / "out", "--bundle", tiny_bundle, "--days", *days]
+    result = run("follow-up", *words)
+    assert (result.code, len(result.faults)) == (2, 1)
+    assert "days" in result.err
+    assert not (tmp_path / "out").exists()
 
 
 # masks and scores ----------------------------------------------------------------------------------------------------

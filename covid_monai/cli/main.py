@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"(monai|torch|pydicom|highdicom)\b")
+            warnings.simplefilter("ignore", DeprecationWarning)
             warnings.showwarning = lambda message, *_, **__: complain(f"warning: {message}")
             return options.run(options)
     except KeyboardInterrupt:
