@@ -241,7 +241,7 @@ def test_classes_without_lengths_or_lung_have_the_figures_that_can_be_had(spacin
     if not lung:
         hu[hu == -850] = 40
     figures = analyse(boxed(hu, spacing_known=spacing_known), tell_apart()).severity.whole
-    assert (figures.ground_glass_ml is not None, figures.consolidation_ml is not None) == (spacing_known,) * 2
+    assert (figures.ground_glass_ml is not None, figures.consolidation_ml is not None) == (spacing_known and lung,) * 2
     assert (figures.ground_glass_share is not None, figures.consolidation_share is not None) == (lung,) * 2
 
 

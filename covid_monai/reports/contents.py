@@ -180,7 +180,7 @@ def _figures(analysis: Analysis) -> Iterator[Figure]:
         "Lesion volume",
         "not known" if whole.lesion_ml is None else ml(whole.lesion_ml),
         details(
-            "the source gives no voxel size" if whole.lesion_ml is None else f"of {ml(whole.lung_ml)} lung",
+            "the source gives no voxel size" if whole.lung_ml is None else f"of {ml(whole.lung_ml)} lung",
             *classes(ml, whole.ground_glass_ml, whole.consolidation_ml),
             ranged(whole_range(spread.lesion_ml, " mL") if spread else None),
         ),

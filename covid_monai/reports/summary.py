@@ -23,7 +23,9 @@ def summarise(analysis: Analysis) -> tuple[str, str, str, str]:
     if whole.lesion_share is not None:
         parts = _parts(whole.ground_glass_share, whole.consolidation_share, percent)
         share = f"lesion share of the lungs {percent(whole.lesion_share)}{parts}"
-    if whole.lesion_ml is not None:
+    if whole.lung_ml == 0:
+        volumes = "no lung was found"
+    elif whole.lesion_ml is not None:
         volumes = f"lesions {ml(whole.lesion_ml)}{_parts(whole.ground_glass_ml, whole.consolidation_ml, ml)}"
         volumes += f", lungs {ml(whole.lung_ml)}"
     return (

@@ -66,8 +66,8 @@ class NoiseFloor:
 class Involvement:
     """Lung and lesion of one place: the whole, a lung, a lobe or a region.
 
-    Volumes are None where the source gives no lengths; ground glass and consolidation are None where the model does not
-    tell them apart, and add up to the lesion where it does.
+    Volumes are None where the source gives no lengths, and those of lesions where the place has no lung; ground glass and
+    consolidation are None where the model does not tell them apart, and add up to the lesion where it does.
 
     Attributes:
         key: key of :mod:`covid_monai.severity.anatomy`, or ``"whole"``.
@@ -282,9 +282,9 @@ class _Measure:
             key=key,
             name=name,
             lung_ml=ml(lung),
-            lesion_ml=ml(lesion),
-            ground_glass_ml=ml(ground_glass, self.told_apart),
-            consolidation_ml=ml(consolidation, self.told_apart),
+            lesion_ml=ml(lesion, lung > 0),
+            ground_glass_ml=ml(ground_glass, self.told_apart and lung > 0),
+            consolidation_ml=ml(consolidation, self.told_apart and lung > 0),
             lesion_share=share(lesion),
             ground_glass_share=share(ground_glass, self.told_apart),
             consolidation_share=share(consolidation, self.told_apart),

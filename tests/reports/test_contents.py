@@ -80,7 +80,7 @@ def test_rows_are_grouped_by_lung_and_lobe():
 
 def test_a_region_without_voxels_is_not_assessable_and_has_no_share():
     rows = contents(make_analysis(missing=("right_upper_apical",))).rows
-    assert rows[3].cells == ("0", "0", "n/a", "n/a", "n/a", "n/a")
+    assert rows[3].cells == ("0", "n/a", "n/a", "n/a", "n/a", "n/a")
     assert rows[3].band.key == "na"
 
 

@@ -310,10 +310,12 @@ def test_sums_of_parts_are_the_whole(counts: np.ndarray, floor: NoiseFloor, know
     found = severity(counts, 0.1, True, floor, known)
     for name in ("lung_ml", "lesion_ml", "ground_glass_ml", "consolidation_ml"):
         for places in (found.lungs, found.lobes, found.regions):
-            assert sum(getattr(place, name) for place in places) == pytest.approx(getattr(found.whole, name))
+            parts = sum(getattr(place, name) or 0 for place in places)
+            assert parts == pytest.approx(getattr(found.whole, name) or 0)
     for place in (found.whole, *found.lungs, *found.lobes, *found.regions):
-        assert place.ground_glass_ml + place.consolidation_ml == pytest.approx(place.lesion_ml)
+        assert (place.lesion_ml is None) == (place.lesion_share is None) == (place.lung_ml == 0)
         if place.lesion_share is not None:
+            assert place.ground_glass_ml + place.consolidation_ml == pytest.approx(place.lesion_ml)
             assert 0 <= place.lesion_share <= 1
             assert place.ground_glass_share + place.consolidation_share == pytest.approx(place.lesion_share)
     assert sum(place.score or 0 for place in found.regions) == found.ct_ss.lowest

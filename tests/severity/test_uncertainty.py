@@ -124,7 +124,7 @@ def test_what_is_not_known_has_no_range():
 
 def test_without_lung_there_is_no_share_and_every_score_is_possible():
     found = spread([severity(np.zeros((21, 3), dtype=int), 0.1, True)] * 2, THRESHOLDS, False)
-    assert (found.lesion_share, found.lesion_ml) == (None, (0, 0))
+    assert (found.lesion_share, found.lesion_ml) == (None, None)
     assert (found.ct_ss, found.lobar) == ((0, 40), (0, 25))
 
 
