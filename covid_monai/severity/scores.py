@@ -66,8 +66,8 @@ class NoiseFloor:
 class Involvement:
     """Lung and lesion of one place: the whole, a lung, a lobe or a region.
 
-    Volumes are None where the source gives no lengths, and those of lesions where the place has no lung; ground glass and
-    consolidation are None where the model does not tell them apart, and add up to the lesion where it does.
+    Volumes are None where the source gives no lengths, and those of lesions where the place has no lung; ground glass
+    and consolidation are None where the model does not tell them apart, and add up to the lesion where it does.
 
     Attributes:
         key: key of :mod:`covid_monai.severity.anatomy`, or ``"whole"``.
