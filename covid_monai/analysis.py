@@ -187,7 +187,6 @@ def analyse(
     }
     warnings = (
         *scan.warnings,
-        *found.warnings,
         *lung_warnings(found, spacing, scan.spacing_known, scan.source.contrast),
     )
     return Analysis(
@@ -225,6 +224,13 @@ def _assessable(lungs: Lungs, scan: CTScan) -> set[int]:
         return set()
     cut: set[str] = set()
     for side, end in lungs.cut:
-        on_end = None if lungs.lobes is None else set(np.unique(lungs.lobes[0 if end == "lower" else -1]).tolist())
+        on_end = None if lungs.lobes is None else _codes_at(lungs.lobes, end)
         cut |= {lobe.key for lobe in LOBES if lobe.side == side and (on_end is None or lobe.code in on_end)}
     return {region.code for region in REGIONS if region.lobe not in cut}
+
+
+def _codes_at(lobes: np.ndarray, end: str) -> set[int]:
+    """Codes of the lobes that touch an end of the scan, "lower" or "upper", or the "frame" of its slices."""
+    ends = {"lower": [lobes[0]], "upper": [lobes[-1]]}
+    frame = [lobes[:, 0], lobes[:, -1], lobes[:, :, 0], lobes[:, :, -1]]
+    return {int(code) for plane in ends.get(end, frame) for code in np.unique(plane)}

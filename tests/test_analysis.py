@@ -137,7 +137,7 @@ def test_without_a_lung_there_is_no_share_and_a_warning():
     assert found.severity.whole.lesion_share is None
     assert (found.severity.whole.lung_ml, found.lung_slices) == (0, 0)
     assert found.lesion_slices == 0  # what lies outside the lungs is dropped
-    assert any("No lung was found" in warning for warning in found.warnings)
+    assert sum("No lung was found" in warning for warning in found.warnings) == 1
 
 
 @pytest.mark.parametrize(("spacing", "warned"), [(2.0, True), (5.0, False), (12.0, True)])

@@ -455,9 +455,47 @@ def test_lungs_that_are_given_are_taken(
 def test_dicom_comes_from_dicom_when_asked_for(analyse: Callable[..., Result], phantom_folder: Path, tmp_path: Path):
     result = analyse(phantom_folder / "dicom", "--dicom")
     assert (result.code, result.err) == (0, "")
-    assert names(tmp_path / "results" / "dicom") >= {"lungs.seg.dcm", "regions.seg.dcm", "report.sr.dcm"}
+    assert names(tmp_path / "results" / "dicom_results") >= {"lungs.seg.dcm", "regions.seg.dcm", "report.sr.dcm"}
     assert analyse(phantom_folder / "dicom").code == 0
-    assert not (tmp_path / "results" / "dicom").exists()  # it carried the patient's name, and was not asked for again
+    assert not (
+        tmp_path / "results" / "dicom_results"
+    ).exists()  # it carried the patient's name, and was not asked for again
+
+
+def test_the_series_beside_which_results_are_written_stays(
+    run: Callable[..., Result], tiny_bundle: Path, phantom_folder: Path, tmp_path: Path
+):
+    """A series in a folder ``dicom`` of the output folder, as `data phantom` lays it down."""
+    shutil.copytree(phantom_folder / "dicom", tmp_path / "dicom")
+    before = names(tmp_path / "dicom")
+    for more in (["--dicom"], []):
+        words = ["--output", tmp_path, "--bundle", tiny_bundle, "--overwrite", *more]
+        assert run("analyse", tmp_path / "dicom", *words).code == 0
+        assert names(tmp_path / "dicom") == before
+
+
+def test_a_failure_does_not_take_the_row_of_a_scan(analyse: Callable[..., Result], other_scan: Path, tmp_path: Path):
+    """Two inputs of one name: the second is refused, and the figures of the first stay."""
+    inputs = []
+    for number in (1, 2):
+        inputs.append(tmp_path / str(number) / "case.nii.gz")
+        inputs[-1].parent.mkdir()
+        shutil.copy(other_scan, inputs[-1]) if number == 1 else inputs[-1].write_bytes(b"damaged")
+    for _ in range(2):
+        assert analyse(*inputs, "--keep-names").code == 1
+        with (tmp_path / "results" / "cohort.csv").open() as file:
+            good, bad = csv.DictReader(file)
+        assert (good["name"], bool(good["scan_id"]), good["error"]) == ("case", True, "")
+        assert (bad["name"], bad["scan_id"], bool(bad["error"])) == ("case (input 2)", "", True)
+        assert str(tmp_path) not in bad["error"]
+
+
+def test_results_that_could_not_be_sent_are_kept(analyse: Callable[..., Result], phantom_folder: Path, tmp_path: Path):
+    result = analyse(phantom_folder / "dicom", "--send", "http://127.0.0.1:9/dicom-web")
+    assert result.code == 1
+    (line,) = result.faults
+    assert "127.0.0.1:9" in line
+    assert names(tmp_path / "results") == {*FILES, "dicom_results"}
 
 
 def test_dicom_cannot_come_from_nifti(analyse: Callable[..., Result], other_scan: Path, tmp_path: Path):

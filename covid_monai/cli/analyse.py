@@ -75,7 +75,7 @@ def add_analyse(commands: Any) -> None:
 
     dicom = command.add_argument_group("DICOM", "these results carry the patient's name and identifiers")
     dicom.add_argument("--dicom", action="store_true", help="also write segmentations (SEG) and a structured report "
-                       "(SR) of a DICOM input, into DIR/dicom")  # fmt: skip
+                       "(SR) of a DICOM input, into DIR/dicom_results")  # fmt: skip
     dicom.add_argument("--send", metavar="ADDRESS", help="send them: http(s)://HOST/dicom-web (STOW-RS) or "
                        "dicom://AET@HOST:PORT (C-STORE)")  # fmt: skip
     dicom.add_argument("--dicomweb", metavar="URL", help="fetch the input from this DICOMweb server, with --study and "
@@ -145,22 +145,25 @@ def _analyse(options: argparse.Namespace) -> int:
             shown = options.dicomweb or path
             print(f"[{number}/{len(inputs)}] {shown}")
             try:
-                folder, analysis = _analyse_one(path, analyser, options, written)
+                folder, analysis, files = _analyse_one(path, analyser, options, written)
                 written.add(folder)
                 if cohort is not None:
                     cohort.add(folder.name, analysis)
             except Exception as error:  # the other inputs must not suffer
-                if options.traceback:
-                    traceback.print_exc()
-                known = isinstance(error, (ValueError, OSError))
-                fault = str(error) if known else f"{type(error).__name__}: {error} (see --traceback)"
+                fault = _fault(error, options)
                 failures.append(f"{shown}: {fault}")
                 complain(failures[-1])
-                if cohort is not None:
-                    if options.keep_names:
-                        cohort.add_failure(name_of(path), fault)
-                    else:  # the message may hold names of files
-                        cohort.add_failure(f"input {number}", type(error).__name__)
+                if cohort is not None and options.keep_names:
+                    hidden = fault.replace(str(options.output), "the output folder").replace(str(path), name_of(path))
+                    cohort.add_failure(f"{name_of(path)} (input {number})", hidden)
+                elif cohort is not None:  # the message may hold names of files
+                    cohort.add_failure(f"input {number}", type(error).__name__)
+                continue
+            try:
+                _send(files, options)
+            except Exception as error:  # what was found is written all the same
+                failures.append(f"{shown}: {_fault(error, options)}")
+                complain(failures[-1])
         if cohort is not None:
             print(f"one row each: {cohort.path}")
     print(NOTICE)
@@ -169,6 +172,14 @@ def _analyse(options: argparse.Namespace) -> int:
         for failure in failures:
             print(f"  {failure}", file=sys.stderr)
     return SOME_FAILED if failures else OK
+
+
+def _fault(error: Exception, options: argparse.Namespace) -> str:
+    """One line for a fault, with its type where nobody foresaw it."""
+    if options.traceback:
+        traceback.print_exception(error)
+    known = isinstance(error, (ValueError, OSError))
+    return str(error) if known else f"{type(error).__name__}: {error} (see --traceback)"
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -203,7 +214,7 @@ def _inputs(options: argparse.Namespace) -> Iterator[list[Path]]:
 
 def _analyse_one(
     path: Path, analyser: Analyser, options: argparse.Namespace, written: set[Path]
-) -> tuple[Path, Analysis]:
+) -> tuple[Path, Analysis, list[Path]]:
     """Analyse one input into a folder, in which the results of an earlier input are never replaced."""
     from covid_monai.ct import read_ct, read_sources
     from covid_monai.reports import summarise, write_results
@@ -223,13 +234,17 @@ def _analyse_one(
     for warning in analysis.warnings:
         print(f"  warning: {warning}")
     print(f"  written: {', '.join(str(file) for file in files.values())}")
+    return folder, analysis, list(files.values())
+
+
+def _send(files: list[Path], options: argparse.Namespace) -> None:
+    """Send the DICOM files among the results where that was asked for."""
     if options.send:
         from covid_monai.ct.exchange import send
 
-        dicom = [file for file in files.values() if file.suffix == ".dcm"]
+        dicom = [file for file in files if file.suffix == ".dcm"]
         send(dicom, options.send)
         print(f"  sent: {len(dicom)} DICOM files to {options.send}")
-    return folder, analysis
 
 
 def _lungs(options: argparse.Namespace, scan: CTScan) -> LungFinder | None:

@@ -74,7 +74,8 @@ COLUMNS: Mapping[str, str] = dict(_columns())
 class CohortTable:
     """A CSV file with one row a scan, rewritten whole after each, so that a cohort that is stopped loses nothing.
 
-    Rows that a file of an earlier run holds are kept; a row of the same name takes the old one's place. Text that a
+    Rows of scans that a file of an earlier run holds are kept, its failures are not; a row of the same name takes the
+    old one's place. Text that a
     spreadsheet would take for a formula gets an apostrophe in front.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any
 from covid_monai.analysis import NOTICE, Analysis
 from covid_monai.reports.body_map import Band, band
 from covid_monai.reports.pictures import LESION_COLOURS
-from covid_monai.reports.wording import ml, over, percent, percent_range, total, unbroken, whole_range
+from covid_monai.reports.wording import ml, ml_range, over, percent, percent_range, total, unbroken, whole_range
 from covid_monai.severity.anatomy import LOBES, REGIONS, SIDES
 from covid_monai.severity.finding import Finding
 from covid_monai.severity.scores import CUT_OFF, CUT_OFF_SOURCE, Involvement, Score, Severity
@@ -182,7 +182,7 @@ def _figures(analysis: Analysis) -> Iterator[Figure]:
         details(
             "the source gives no voxel size" if whole.lung_ml is None else f"of {ml(whole.lung_ml)} lung",
             *classes(ml, whole.ground_glass_ml, whole.consolidation_ml),
-            ranged(whole_range(spread.lesion_ml, " mL") if spread else None),
+            ranged(ml_range(spread.lesion_ml) if spread else None),
         ),
     )
     yield Figure("Slices with lesion", f"{analysis.lesion_slices} of {analysis.lung_slices}", ("of those with lung",))

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +26,8 @@ FILES = (
     *("lesions.nii.gz", "lungs.nii.gz", "regions.nii.gz"),
     *("overview.png", "report.html", "report.pdf", "analysis.json"),
 )
-DICOM = "dicom"
+DICOM = "dicom_results"
+"""Folder of the DICOM files; not ``dicom``, which is what people call the folder of their series."""
 
 
 class ResultsError(ValueError):
@@ -42,7 +42,7 @@ def write_results(
     sources: Sequence[Dataset] | None = None,
     title: str | None = None,
 ) -> dict[str, Path]:
-    """Write the files named in :data:`FILES` into a folder, and DICOM files into its ``dicom`` when asked for.
+    """Write the files named in :data:`FILES` into a folder, and DICOM files into its ``dicom_results`` when asked for.
 
     All are made under temporary names first. ``analysis.json`` is taken away first and comes back last: where it lies,
     all belong together. Results of the same scan are replaced.
@@ -78,7 +78,7 @@ def write_results(
             save_pdf(analysis, unfinished / "report.pdf", title)
             names = [*FILES[:-1], *(_write_dicom(analysis, sources, unfinished) if sources else ()), FILES[-1]]
             (folder / "analysis.json").unlink(missing_ok=True)
-            shutil.rmtree(folder / DICOM, ignore_errors=True)  # of another state of this scan
+            _remove_dicom(folder / DICOM)  # of another state of this scan
             return {name: _moved(unfinished / name, folder / name) for name in names}
     except OSError as error:
         raise ResultsError(f"{folder} cannot be written ({error.strerror or error}): choose another folder.") from error
@@ -102,6 +102,15 @@ def _write_dicom(analysis: Analysis, sources: Sequence[Dataset], folder: Path) -
     segmentations = write_seg(analysis, sources, folder / DICOM)
     report = write_sr(analysis, sources, segmentations, folder / DICOM / "report.sr.dcm")
     return [str(path.relative_to(folder)) for path in (*segmentations.values(), report)]
+
+
+def _remove_dicom(folder: Path) -> None:
+    """Take away what :func:`_write_dicom` left, and nothing else."""
+    for pattern in ("*.seg.dcm", "report.sr.dcm"):
+        for file in folder.glob(pattern):
+            file.unlink()
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
 
 
 def _moved(file: Path, to: Path) -> Path:

@@ -46,12 +46,17 @@ def total(score: Score) -> str:
 
 def percent_range(ends: Sequence[float] | None) -> str | None:
     """Two shares (0..1) as "10.2 to 14.3 %"."""
-    return None if ends is None else f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f} %"
+    return None if ends is None else f"{percent(ends[0]).removesuffix(' %')} to {percent(ends[1])}"
 
 
-def whole_range(ends: Sequence[float] | None, unit: str = "") -> str | None:
-    """Two numbers without decimals as "12 to 15"."""
-    return None if ends is None else f"{ends[0]:.0f} to {ends[1]:.0f}{unit}"
+def whole_range(ends: Sequence[float] | None) -> str | None:
+    """Two whole numbers as "12 to 15"."""
+    return None if ends is None else f"{ends[0]:.0f} to {ends[1]:.0f}"
+
+
+def ml_range(ends: Sequence[float] | None) -> str | None:
+    """Two volumes, each as :func:`ml` writes it, as "0.3 to 12 mL"."""
+    return None if ends is None else f"{ml(ends[0]).removesuffix(' mL')} to {ml(ends[1])}"
 
 
 def unbroken(text: str) -> str:

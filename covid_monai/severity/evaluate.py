@@ -197,11 +197,13 @@ def read_scores(path: str | Path, score: str, outcome: str) -> tuple[list[str], 
         raise ValueError(f"{path.name} cannot be read ({reason}): give a CSV file.") from error
     head = text.partition("\n")[0]
     table = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count))
-    columns = list(table.fieldnames or ())
+    try:
+        columns, rows = list(table.fieldnames or ()), list(table)
+    except csv.Error as error:
+        raise ValueError(f"{path.name} is no table ({error}): give a CSV file.") from error
     for name in (score, outcome):
         if name not in columns:
             raise ValueError(f"{path.name} has no column {name!r}: its columns are {', '.join(columns) or 'none'}.")
-    rows = list(table)
     if not rows:
         raise ValueError(f"{path.name} has a head line and no rows: give a table of scores and outcomes.")
     return [row[score] or "" for row in rows], [row[outcome] or "" for row in rows]

@@ -177,7 +177,7 @@ def _bilateral(severity: Severity) -> bool | None:
 
 def _lower_lobe_share(severity: Severity) -> float | None:
     lower = [lobe for lobe in severity.lobes if lobe.key in LOWER_LOBES]
-    if not severity.whole.lesion_ml or any(lobe.lesion_share is None for lobe in lower):
+    if not severity.whole.lesion_ml or not all(lobe.assessable for lobe in lower):
         return None
     return sum(lobe.lesion_ml or 0.0 for lobe in lower) / severity.whole.lesion_ml
 

@@ -22,7 +22,7 @@ PLAUSIBLE_SIDES = 0.5
 CUT_SHARE = 0.1
 """An end of the scan cuts a lung that has this share of its largest area there."""
 ON_FRAME = 0.001
-"""The frame cuts lungs that have this share of their voxels on it."""
+"""The frame cuts a lung that has more than this share of its voxels on it."""
 LESION_OUTSIDE = 0.25
 """Share of the lesion volume outside the lungs from which the picture must be looked at."""
 ADDED = 0.1
@@ -56,7 +56,7 @@ def cut_ends(mask: np.ndarray) -> tuple[tuple[str, str], ...]:
 
     Returns:
         (key of `anatomy.SIDES`, "lower" or "upper") for each lung whose area on the first or last slice is at least a
-        tenth of its largest.
+        tenth of its largest, and (key, "frame") for each that the frame of the slices cuts.
     """
     found = []
     for side in SIDES:
@@ -64,6 +64,12 @@ def cut_ends(mask: np.ndarray) -> tuple[tuple[str, str], ...]:
         for end, area in (("lower", areas[0]), ("upper", areas[-1])):
             if areas.any() and area >= CUT_SHARE * areas.max():
                 found.append((side.key, end))
+        on_frame = sum(
+            int(np.count_nonzero(edge == side.code))
+            for edge in (mask[:, 0], mask[:, -1], mask[:, :, 0], mask[:, :, -1])
+        )
+        if on_frame > ON_FRAME * areas.sum():
+            found.append((side.key, "frame"))
     return tuple(found)
 
 
@@ -162,9 +168,7 @@ def _cut(lungs: Lungs) -> Iterator[str]:
                 f"The {end} end of the scan cuts the {' and the '.join(names)}: figures are of the part in view, and "
                 "regions beyond it cannot be assessed."
             )
-    mask = lungs.mask
-    on_frame = sum(np.count_nonzero(side) for side in (mask[:, 0], mask[:, -1], mask[:, :, 0], mask[:, :, -1]))
-    if on_frame > ON_FRAME * np.count_nonzero(mask):
+    if any(end == "frame" for _, end in lungs.cut):
         yield "The frame of the slices cuts a lung: figures are of the part in view."
 
 

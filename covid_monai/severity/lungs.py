@@ -51,8 +51,8 @@ class Lungs:
         method: "threshold", "lungmask R231", "lungmask LTRCLobes", "given lungs" or "given lobes".
         lobes: (Z, H, W) uint8 codes of `anatomy.LOBES`, non-zero where ``mask`` is; None without lobes in the source.
         warnings: what scan and lesions say about the mask, one sentence each; `lung_warnings` adds the rest.
-        cut: lungs that an end of the scan cuts, as (key of `anatomy.SIDES`, "lower" or "upper"): those whose area on
-            the first or last slice is at least a tenth of their largest.
+        cut: lungs that an end of the scan or the frame of its slices cuts, as (key of `anatomy.SIDES`, "lower", "upper"
+            or "frame"), see :func:`covid_monai.severity.lung_checks.cut_ends`.
     """
 
     mask: np.ndarray

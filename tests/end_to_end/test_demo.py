@@ -28,7 +28,7 @@ def test_the_demo_finds_the_lesions_of_an_unseen_phantom(tmp_path):
         assert printed > least, name
     record = json.loads((folder / "results" / "analysis.json").read_text())
     assert record["method"]["classes"] == {"1": "ground glass", "2": "consolidation"}
-    figures = record["figures"]
+    figures = record["severity"]["whole"]
     known = json.loads((folder / "patient" / "truth.json").read_text())
     assert figures["lung_ml"] == pytest.approx(known["lung_ml"], rel=0.1)
     assert figures["lesion_share"] == pytest.approx(known["lesion_share"], abs=0.04)
