@@ -82,7 +82,7 @@ class CohortTable:
         path: CSV file; made with the first row.
 
     Raises:
-        CohortError: when the file there is no table with these columns.
+        CohortError: when the file there is no table with these columns; from every call that cannot write it.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
@@ -113,14 +113,19 @@ class CohortTable:
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self._rows.values())
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(self.path, text.getvalue().encode())
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(self.path, text.getvalue().encode())
+        except OSError as error:
+            raise CohortError(
+                f"{self.path} cannot be written ({error.strerror or error}): choose another folder."
+            ) from error
 
     def _earlier_rows(self) -> dict[str, dict[str, str]]:
         try:
             with self.path.open(encoding="utf-8", newline="") as file:
                 header, *rows = csv.reader(file, strict=True)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
         except (ValueError, csv.Error):  # no text, no table, or an empty file
             header, rows = [], []

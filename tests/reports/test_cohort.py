@@ -142,7 +142,7 @@ def test_a_failed_write_keeps_the_rows_before(path: Path, monkeypatch: pytest.Mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(CohortError, match="No space left"):
         table.add("case 2", make_analysis())
     assert [file.read_bytes() for file in path.parent.iterdir()] == [before]
 
@@ -182,3 +182,10 @@ def test_formulas_get_an_apostrophe(path: Path, text: str):
     CohortTable(path).add_failure(text, text)
     (row,) = rows(path)
     assert row["name"] == row["error"] == f"'{text.strip()}"
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path):
+    (tmp_path / "file").write_text("mine")
+    table = CohortTable(tmp_path / "file" / "below" / "cohort.csv")
+    with pytest.raises(CohortError, match=r"cohort.csv cannot be written \(Not a directory\): choose another folder"):
+        table.add_failure("input 1", "NoScanFound")
