@@ -147,12 +147,12 @@ def analyse(
         return severity(counts, scan.voxel_ml, len(segmenter.classes) > 1, floor or NoiseFloor(), assessable)
 
     assessable = _assessable(found, scan)
-    figures = measure(count(lesions, regions))
     variants = [
         measure(counts)
         for each in levels
         for counts in at_thresholds(count(each.values, regions, 2 * len(each.thresholds) + 2), len(each.thresholds))
     ]
+    figures = variants[levels[0].thresholds.index(threshold)]
     ranged = spread(variants, levels[0].thresholds, mirrored=True) if ranges else None
     finding = find_opacities(figures, ranged, peripheral_share(lesions, found.mask, spacing))
     finished = time.perf_counter()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from covid_monai.inference import LesionSegmenter
     from covid_monai.severity import LungFinder, NoiseFloor
 
-__all__ = ["Analyser", "add_analyse", "add_model_options", "name_of"]
+__all__ = ["Analyser", "add_analyse", "add_model_options", "show"]
 
 DESCRIPTION = """\
 Segment the lesions of chest CT scans, measure them and report.
@@ -125,6 +125,16 @@ class Analyser:
             return analyse(scan, self.segmenter, lungs, self.floor, self.ranges, bar.update)
 
 
+def show(analysis: Analysis) -> None:
+    """Print the figures of a scan and its warnings, one a line."""
+    from covid_monai.reports import summarise
+
+    for line in summarise(analysis):
+        print(f"  {line}")
+    for warning in analysis.warnings:
+        print(f"  warning: {warning}")
+
+
 def name_of(path: Path) -> str:
     """Name of an input, without the suffix of a file."""
     path = path.resolve()
@@ -217,7 +227,7 @@ def _analyse_one(
 ) -> tuple[Path, Analysis, list[Path]]:
     """Analyse one input into a folder, in which the results of an earlier input are never replaced."""
     from covid_monai.ct import read_ct, read_sources
-    from covid_monai.reports import summarise, write_results
+    from covid_monai.reports import write_results
 
     series = None if options.dicomweb else options.series
     scan = read_ct(path, series)
@@ -229,10 +239,7 @@ def _analyse_one(
     overwrite = options.overwrite and folder not in written
     title = name_of(path) if options.keep_names else None
     files = write_results(analysis, scan, folder, overwrite=overwrite, sources=sources, title=title)
-    for line in summarise(analysis):
-        print(f"  {line}")
-    for warning in analysis.warnings:
-        print(f"  warning: {warning}")
+    show(analysis)
     print(f"  written: {', '.join(str(file) for file in files.values())}")
     return folder, analysis, list(files.values())
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from covid_monai.cli.analyse import Analyser, add_model_options
+from covid_monai.cli.analyse import Analyser, add_model_options, show
 from covid_monai.cli.shell import OK, add_command
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def _percent(proportion: Proportion) -> str:
 def _follow_up(options: argparse.Namespace) -> int:
     from covid_monai.analysis import NOTICE
     from covid_monai.ct import read_ct
-    from covid_monai.reports import summarise, write_results
+    from covid_monai.reports import write_results
     from covid_monai.reports.follow_up import write_follow_up
     from covid_monai.severity.follow_up import check_days, follow_up
     from covid_monai.severity.registration import elastix
@@ -160,10 +160,7 @@ def _follow_up(options: argparse.Namespace) -> int:
         print(f"[{number}/{len(paths)}] {path}")
         scans.append(read_ct(path))
         analyses.append(analyser(scans[-1]))
-        for line in summarise(analyses[-1]):
-            print(f"  {line}")
-        for warning in analyses[-1].warnings:
-            print(f"  warning: {warning}")
+        show(analyses[-1])
     print("registering each scan to the next")
     followed = follow_up(analyses, options.days)
     for interval in followed.intervals:

@@ -75,8 +75,7 @@ class CohortTable:
     """A CSV file with one row a scan, rewritten whole after each, so that a cohort that is stopped loses nothing.
 
     Rows of scans that a file of an earlier run holds are kept, its failures are not; a row of the same name takes the
-    old one's place. Text that a
-    spreadsheet would take for a formula gets an apostrophe in front.
+    old one's place. Text that a spreadsheet would take for a formula gets an apostrophe in front.
 
     Args:
         path: CSV file; made with the first row.
