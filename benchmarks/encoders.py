@@ -25,18 +25,18 @@ COLUMNS = ("float32 slice", "bfloat16 slice", "float32 step", "bfloat16 step")
 
 
 class EfficientNetB0(Encoder):
-    """EfficientNet-B0's features at strides 4 to 32."""
+    """EfficientNet-B0's features at strides 2 to 32."""
 
     def __init__(self, in_channels: int) -> None:
         super().__init__()
-        self.channels = (24, 40, 112, 320)
+        self.channels = (16, 24, 40, 112, 320)
         self.net = EfficientNetBNFeatures("efficientnet-b0", pretrained=False, in_channels=in_channels)
         for name in ("_conv_head", "_bn1", "_fc"):
             setattr(self.net, name, torch.nn.Identity())
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Four features."""
-        return self.net(x)[1:5]
+        """Five features."""
+        return self.net(x)[:5]
 
 
 CANDIDATES = {

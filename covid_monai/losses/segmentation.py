@@ -16,8 +16,6 @@ __all__ = ["InfNetLoss", "MultiInfNetLoss", "SegmentationLoss", "Variant", "boun
 
 Variant = Literal["unweighted", "published", "weighted"]
 
-_MAPS = ("s_g", "s_5", "s_4", "s_3", "edge")
-
 
 def boundary_weight(target: torch.Tensor, window: int = 31, gain: float = 5.0) -> torch.Tensor:
     """Weigh each pixel by how much its neighbourhood differs from it: ``1 + gain * |mean over the window - target|``.
@@ -94,7 +92,7 @@ class SegmentationLoss(nn.Module):
 
 
 class InfNetLoss(nn.Module):
-    """Inf-Net's total (Eq. 5): the segmentation loss of its four lesion maps plus the cross-entropy of its edge map.
+    """Inf-Net's total (Eq. 5): the segmentation loss of its lesion maps plus the cross-entropy of its edge map.
 
     Args:
         variant: of :class:`SegmentationLoss`.
@@ -111,17 +109,19 @@ class InfNetLoss(nn.Module):
         """Return the loss, a scalar.
 
         Args:
-            maps: Inf-Net's maps in training mode ``(s_g, s_5, s_4, s_3, edge)``, each ``(B, 1, H, W)``.
+            maps: Inf-Net's maps in training mode, the last one that of the edge, each ``(B, 1, H, W)``; Inf-Net has
+                ``(s_g, s_5, s_4, s_3, edge)``.
             target: masks of that shape.
             edge: outlines of the masks, of that shape.
 
         Raises:
-            ValueError: if there are not five maps, or a shape differs or is not ``(B, 1, H, W)``.
+            ValueError: if there are no maps with an edge, or a shape differs or is not ``(B, 1, H, W)``.
         """
-        if isinstance(maps, torch.Tensor) or len(maps) != len(_MAPS):
+        if isinstance(maps, torch.Tensor) or len(maps) < 2:
             found = "one tensor" if isinstance(maps, torch.Tensor) else f"{len(maps)} maps"
-            raise ValueError(f"found {found} instead of {', '.join(_MAPS)}; put the network in training mode")
-        for name, logits in zip(_MAPS, maps, strict=True):
+            raise ValueError(f"found {found} instead of Inf-Net's maps and edge; put the network in training mode")
+        names = getattr(maps, "_fields", [f"map {number}" for number in range(len(maps) - 1)] + ["edge"])
+        for name, logits in zip(names, maps, strict=True):
             _check_shapes(name, logits, edge if name == "edge" else target)
         target = target.float()
         weight = self.segmentation._weight(target)

@@ -3,6 +3,7 @@
 
 from covid_monai.networks.coach import CoachNet, CoachOutput
 from covid_monai.networks.encoders import ENCODERS, Encoder, build_encoder
+from covid_monai.networks.fine_inf_net import FineInfNet, FineInfNetMaps
 from covid_monai.networks.inf_net import InfNet, InfNetMaps
 from covid_monai.networks.inpainting import load_trunk, with_inpainting_heads, with_segmentation_heads
 from covid_monai.networks.multi_inf_net import (
@@ -16,6 +17,7 @@ from covid_monai.networks.weights import (
     WeightsError,
     load_network,
     load_weights,
+    pack_weights,
     save_atomically,
     save_weights,
     weights_sha256,
@@ -28,6 +30,8 @@ __all__ = [
     "CoachNet",
     "CoachOutput",
     "Encoder",
+    "FineInfNet",
+    "FineInfNetMaps",
     "InfNet",
     "InfNetCascade",
     "InfNetMaps",
@@ -38,6 +42,7 @@ __all__ = [
     "load_network",
     "load_trunk",
     "load_weights",
+    "pack_weights",
     "save_atomically",
     "save_weights",
     "weights_sha256",

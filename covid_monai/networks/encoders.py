@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two-dimensional encoders: image in, features at strides 4, 8, 16 and 32 out.
+"""Two-dimensional encoders: image in, features at strides 2, 4, 8, 16 and 32 out.
 
-An :class:`Encoder` has an attribute ``channels`` (of its four outputs) and a ``forward`` from ``(B, C, H, W)``, H and W
-multiples of 32, to four tensors ``(B, channels[i], H / 2**(i + 2), W / 2**(i + 2))``. To add one, write a function
+An :class:`Encoder` has an attribute ``channels`` (of its five outputs) and a ``forward`` from ``(B, C, H, W)``, H and W
+multiples of 32, to five tensors ``(B, channels[i], H / 2**(i + 1), W / 2**(i + 1))``. To add one, write a function
 ``build(in_channels) -> Encoder`` and list it in :data:`ENCODERS`.
 
 Parameter names inside the residual encoders are those of torchvision's and the Res2Net authors' files.
@@ -16,17 +16,17 @@ from torch import nn
 
 __all__ = ["ENCODERS", "Encoder", "Features", "Res2NetEncoder", "ResNetEncoder", "build_encoder"]
 
-Features = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+Features = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class Encoder(nn.Module):
-    """Base of the encoders: declares the channels of the four outputs, finest first."""
+    """Base of the encoders: declares the channels of the five outputs, finest first."""
 
-    channels: tuple[int, int, int, int]
+    channels: tuple[int, int, int, int, int]
 
 
 class ResNetEncoder(ResNet, Encoder):
-    """MONAI's two-dimensional ResNet without its classifier, returning the outputs of its four stages.
+    """MONAI's two-dimensional ResNet without its classifier, returning the outputs of its stem and its four stages.
 
     Shortcuts are convolutions (type B): MONAI's type A passes no gradient and cannot be scripted.
 
@@ -51,15 +51,16 @@ class ResNetEncoder(ResNet, Encoder):
             bias_downsample=False,
         )
         expansion = 4 if block == "bottleneck" else 1
-        self.channels = (widths[0] * expansion, widths[1] * expansion, widths[2] * expansion, widths[3] * expansion)
+        w1, w2, w3, w4 = (width * expansion for width in widths)
+        self.channels = (widths[0], w1, w2, w3, w4)
 
     def forward(self, x: torch.Tensor) -> Features:  # type: ignore[override]
-        """Return the four stages' outputs, finest first."""
-        x = self.maxpool(self.act(self.bn1(self.conv1(x))))
-        x1 = self.layer1(x)
+        """Return the outputs of the stem, before its pooling, and of the four stages."""
+        x0 = self.act(self.bn1(self.conv1(x)))
+        x1 = self.layer1(self.maxpool(x0))
         x2 = self.layer2(x1)
         x3 = self.layer3(x2)
-        return x1, x2, x3, self.layer4(x3)
+        return x0, x1, x2, x3, self.layer4(x3)
 
 
 class _Res2NetBlock(nn.Module):
@@ -146,18 +147,18 @@ class Res2NetEncoder(Encoder):
                 channels = planes * _Res2NetBlock.expansion
             stages.append(nn.Sequential(*stage_blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.channels = (256, 512, 1024, 2048)
+        self.channels = (64, 256, 512, 1024, 2048)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: torch.Tensor) -> Features:
-        """Return the four stages' outputs, finest first."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x1 = self.layer1(x)
+        """Return the outputs of the stem, before its pooling, and of the four stages."""
+        x0 = self.relu(self.bn1(self.conv1(x)))
+        x1 = self.layer1(self.maxpool(x0))
         x2 = self.layer2(x1)
         x3 = self.layer3(x2)
-        return x1, x2, x3, self.layer4(x3)
+        return x0, x1, x2, x3, self.layer4(x3)
 
 
 ENCODERS: dict[str, Callable[[int], Encoder]] = {

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from covid_monai.networks.encoders import build_encoder
+from covid_monai.networks.encoders import Features, build_encoder
 from covid_monai.networks.inpainting import OutputModule, initialise, state_faults
 
 __all__ = ["InfNet", "InfNetMaps"]
@@ -46,12 +46,12 @@ def pad_to(x: torch.Tensor, multiple: int) -> torch.Tensor:
     return F.pad(x, (0, right, 0, bottom), mode="replicate")
 
 
-def _restore(logits: torch.Tensor, padded: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def restore(logits: torch.Tensor, padded: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """Resize a strided map to the padded image and crop it to the image."""
-    return _resize(logits, padded)[..., : x.shape[-2], : x.shape[-1]]
+    return resize(logits, padded)[..., : x.shape[-2], : x.shape[-1]]
 
 
-def _resize(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def resize(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """Resize bilinearly to the height and width of another tensor, pixel centres as in the published maps."""
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
@@ -162,10 +162,10 @@ class _ReverseAttention(OutputModule):
         return _ConvNorm(self.width, self.out_channels, self.head_kernel)
 
     def forward(self, feature: torch.Tensor, coarser: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
-        coarser = _resize(coarser, feature)
+        coarser = resize(coarser, feature)
         unseen = 1 - torch.sigmoid(coarser) if coarser.shape[1] == 1 else torch.softmax(coarser, 1)[:, :1]
         x = self.reduce(unseen * feature)
-        x = torch.cat([x, _resize(guidance, feature)], 1)
+        x = torch.cat([x, resize(guidance, feature)], 1)
         for conv in self.convs:
             x = F.relu(conv(x))
         return self.head(x) + coarser
@@ -208,7 +208,7 @@ class InfNet(nn.Module):
         self.out_channels = out_channels
         self.stride = 32
         self.encoder = build_encoder(encoder, in_channels)
-        c1, c2, c3, c4 = self.encoder.channels
+        _, c1, c2, c3, c4 = self.encoder.channels
         self.feature_channels = c4
         self.rfb2 = _ReceptiveField(c2)
         self.rfb3 = _ReceptiveField(c3)
@@ -233,9 +233,14 @@ class InfNet(nn.Module):
         """
         if self.training:
             return self.maps(x)
+        return self.predict(x)
+
+    @torch.jit.export
+    def predict(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute the prediction ``s_3`` alone, whichever mode the network is in; see :meth:`forward`."""
         self._check(x)
         padded = pad_to(x, self.stride)
-        return _restore(self._strided_maps(padded).s_3, padded, x)
+        return restore(self._strided_maps(padded).s_3, padded, x)
 
     @torch.jit.export
     def maps(self, x: torch.Tensor) -> InfNetMaps:
@@ -248,11 +253,11 @@ class InfNet(nn.Module):
         padded = pad_to(x, self.stride)
         maps = self._strided_maps(padded)
         return InfNetMaps(
-            _restore(maps.s_g, padded, x),
-            _restore(maps.s_5, padded, x),
-            _restore(maps.s_4, padded, x),
-            _restore(maps.s_3, padded, x),
-            _restore(maps.edge, padded, x),
+            restore(maps.s_g, padded, x),
+            restore(maps.s_5, padded, x),
+            restore(maps.s_4, padded, x),
+            restore(maps.s_3, padded, x),
+            restore(maps.edge, padded, x),
         )
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
@@ -265,7 +270,7 @@ class InfNet(nn.Module):
             ``(B, feature_channels, h, w)``, h and w a 32nd of the sides, rounded up.
         """
         self._check(x)
-        return self.encoder(pad_to(x, self.stride))[3]
+        return self.encoder(pad_to(x, self.stride))[4]
 
     def _check(self, x: torch.Tensor) -> None:
         if not torch.jit.is_tracing() and (x.ndim != 4 or x.shape[1] != self.in_channels):
@@ -273,8 +278,13 @@ class InfNet(nn.Module):
 
     def _strided_maps(self, x: torch.Tensor) -> InfNetMaps:
         """Compute the five maps at the strides they arise at: 8, 32, 16, 8 and 4."""
-        x1, x2, x3, x4 = self.encoder(x)
-        guidance, edge = self.edge(x1)
+        features = self.encoder(x)
+        guidance, edge = self.edge(features[1])
+        return self._decode(features, guidance, edge)
+
+    def _decode(self, features: Features, guidance: torch.Tensor, edge: torch.Tensor) -> InfNetMaps:
+        """Compute the lesion maps from the encoder's features; the edge map goes with them as it is."""
+        _, _, x2, x3, x4 = features
         s_g = self.decoder(self.rfb2(x2), self.rfb3(x3), self.rfb4(x4))
         s_5 = self.reverse4(x4, s_g, guidance)
         s_4 = self.reverse3(x3, s_5, guidance)

@@ -24,8 +24,8 @@ CLASSES = 3
 PUBLISHED_FEATURES = (64, 128, 256, 512, 512)
 """Widths of the five levels of the published U-Net: 18.9 M parameters here, 17.3 M there (bilinear upsampling)."""
 
-LIGHT_FEATURES = (8, 16, 64, 128, 384)
-"""Widths of the five levels by default: 3.0 M parameters, narrow where the maps are large and time is spent."""
+LIGHT_FEATURES = (8, 16, 64, 128, 320)
+"""Widths of the five levels by default: 2.4 M parameters, narrow where the maps are large and time is spent."""
 
 
 class UNetMaps(NamedTuple):
@@ -214,4 +214,4 @@ class InfNetCascade(nn.Module):
     def prior(self, x: torch.Tensor) -> torch.Tensor:
         """Predict the probability of infection ``(B, 1, H, W)`` from slices of the same shape, without gradient."""
         with torch.no_grad():
-            return torch.sigmoid(self.single.maps(x).s_3.to(x.dtype))
+            return torch.sigmoid(self.single.predict(x).to(x.dtype))

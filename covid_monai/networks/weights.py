@@ -12,7 +12,15 @@ from typing import Any, TypeVar
 
 import torch
 
-__all__ = ["WeightsError", "load_network", "load_weights", "save_atomically", "save_weights", "weights_sha256"]
+__all__ = [
+    "WeightsError",
+    "load_network",
+    "load_weights",
+    "pack_weights",
+    "save_atomically",
+    "save_weights",
+    "weights_sha256",
+]
 
 Network = TypeVar("Network", bound=torch.nn.Module)
 
@@ -58,7 +66,9 @@ def load_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
     path = Path(path)
     record = _record(path)
     if not path.is_file():
-        raise WeightsError(f"no weights at {path}: train the bundle, or put its weights there.")
+        raise WeightsError(
+            f"no weights at {path}: train first, or name another file; those a bundle comes with are models/model.pt."
+        )
     if not record.is_file():
         raise WeightsError(f"{path.name} has no record {record}: if you trust it, write one with sha256sum.")
     recorded = [line.partition(" ")[0] for line in record.read_text(errors="replace").splitlines()] or [""]
@@ -87,6 +97,33 @@ def load_network(network: Network, path: str | os.PathLike) -> Network:
     except RuntimeError as error:
         raise WeightsError(f"{path} does not fit the {type(network).__name__} of the configuration: {error}") from error
     return network
+
+
+def pack_weights(source: str | os.PathLike, target: str | os.PathLike) -> str:
+    """Save a copy of a weights file in half precision, to be shipped: half as large, and loaded as any other.
+
+    Floating tensors become float16, which loading into a network brings back to the network's own precision; others,
+    such as counters, stay as they are.
+
+    Args:
+        source: a file that :func:`load_weights` takes.
+        target: the copy; its record is written beside it.
+
+    Returns:
+        The SHA-256 of the copy in hexadecimal; the same weights give the same one under the same name.
+
+    Raises:
+        WeightsError: as :func:`load_weights`, or when a value is not finite or too large for half precision (65504).
+    """
+    packed = {}
+    for name, tensor in load_weights(source).items():
+        packed[name] = tensor.half() if tensor.is_floating_point() else tensor
+        if not packed[name].isfinite().all():
+            raise WeightsError(
+                f"{name} in {source} holds values that are not finite or beyond half precision: ship the file as it "
+                "is, or train it again."
+            )
+    return save_weights(packed, target)
 
 
 def weights_sha256(path: str | os.PathLike) -> str:

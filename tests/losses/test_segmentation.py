@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from covid_monai.losses import InfNetLoss, SegmentationLoss
 from covid_monai.losses.segmentation import boundary_weight
+from covid_monai.networks import InfNetMaps
 
 VARIANTS = ("unweighted", "published", "weighted")
 LN2 = log(2)
@@ -185,12 +186,19 @@ def test_edge_map_is_held_against_the_edge_only():
     assert loss.item() == pytest.approx(4 * EXPECTED["unweighted"] + (log(4) + LN2) / 2, abs=1e-5)
 
 
+def test_two_more_maps_count_as_the_others():
+    # six maps as above and the edge map of logits ln 3
+    loss = InfNetLoss()([LOGITS] * 7, TARGET, TARGET)
+    assert loss.item() == pytest.approx(6 * EXPECTED["unweighted"] + BCE, abs=1e-5)
+
+
 def test_total_refuses_other_maps():
-    with pytest.raises(ValueError, match=r"found one tensor instead of s_g, .*training mode"):
+    with pytest.raises(ValueError, match=r"found one tensor instead of Inf-Net's maps.*training mode"):
         InfNetLoss()(torch.zeros(5, 1, 2, 2), TARGET, TARGET)
-    with pytest.raises(ValueError, match="found 4 maps"):
-        InfNetLoss()([LOGITS] * 4, TARGET, TARGET)
+    with pytest.raises(ValueError, match="found 1 maps"):
+        InfNetLoss()([LOGITS], TARGET, TARGET)
     with pytest.raises(ValueError, match=r"edge has shape \(1, 1, 2, 2\) and its target \(1, 1, 3, 3\)"):
         InfNetLoss()([LOGITS] * 5, TARGET, torch.zeros(1, 1, 3, 3))
+    maps = InfNetMaps(LOGITS, LOGITS, torch.zeros(1, 1, 1, 1), LOGITS, LOGITS)
     with pytest.raises(ValueError, match=r"s_4 has shape \(1, 1, 1, 1\)"):
-        InfNetLoss()([LOGITS, LOGITS, torch.zeros(1, 1, 1, 1), LOGITS, LOGITS], TARGET, TARGET)
+        InfNetLoss()(maps, TARGET, TARGET)

@@ -7,12 +7,14 @@ from covid_monai.networks.encoders import ENCODERS, Encoder, ResNetEncoder, buil
 
 @pytest.mark.parametrize("in_channels", [1, 3])
 @pytest.mark.parametrize("name", ENCODERS)
-def test_features_have_the_declared_channels_at_strides_4_to_32(name, in_channels):
+def test_features_have_the_declared_channels_at_strides_2_to_32(name, in_channels):
     encoder = build_encoder(name, in_channels).eval()
     assert isinstance(encoder, Encoder)
     with torch.no_grad():
         features = encoder(torch.rand(1, in_channels, 64, 96))
-    expected = [(1, c, 64 // stride, 96 // stride) for c, stride in zip(encoder.channels, (4, 8, 16, 32), strict=True)]
+    expected = [
+        (1, c, 64 // stride, 96 // stride) for c, stride in zip(encoder.channels, (2, 4, 8, 16, 32), strict=True)
+    ]
     assert [tuple(feature.shape) for feature in features] == expected
 
 
@@ -28,7 +30,7 @@ def test_a_new_encoder_is_one_entry(monkeypatch):
 
     monkeypatch.setitem(ENCODERS, "tiny", lambda c: ResNetEncoder("basic", (1, 1, 1, 1), c, widths=(8, 8, 16, 16)))
     net = InfNet(encoder="tiny").eval()
-    assert net.encoder.channels == (8, 8, 16, 16)
+    assert net.encoder.channels == (8, 8, 8, 16, 16)
     assert net(torch.rand(1, 1, 64, 64)).shape == (1, 1, 64, 64)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from covid_monai.networks import (
+    FineInfNet,
     InfNet,
     InfNetMaps,
     MultiInfNet,
@@ -20,8 +21,10 @@ from tests.networks.network_tester import FeaturesTester, NetworkTester
 
 INF_NET_HEADS = ("decoder.head", "edge.head", "reverse4.head", "reverse3.head", "reverse2.head")
 INF_NET_WIDTHS = (96, 64, 48, 64, 64)  # 48: an eighth of the light encoder's 384
+FINE_HEADS = {"fine.head": 16}
 NETWORKS = {
     "inf_net": (InfNet, dict(zip(INF_NET_HEADS, INF_NET_WIDTHS, strict=True))),
+    "fine_inf_net": (FineInfNet, dict(zip(INF_NET_HEADS, INF_NET_WIDTHS, strict=True)) | FINE_HEADS),
     "unet": (MultiInfNet, {"trunk.head": 8}),
     "multi_inf_net": (
         partial(MultiInfNet, "inf_net"),

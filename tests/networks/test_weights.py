@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from covid_monai.networks import WeightsError, load_network, load_weights, save_atomically, save_weights, weights_sha256
+from covid_monai.networks import (
+    WeightsError,
+    load_network,
+    load_weights,
+    pack_weights,
+    save_atomically,
+    save_weights,
+    weights_sha256,
+)
 
 
 @pytest.fixture
@@ -160,3 +168,67 @@ def test_weights_of_another_network_are_refused(tmp_path: Path):
     save_weights(torch.nn.Linear(3, 1).state_dict(), tmp_path / "model.pt")
     with pytest.raises(WeightsError, match="does not fit the Linear of the configuration"):
         load_network(torch.nn.Linear(2, 1), tmp_path / "model.pt")
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    """Weights of a small network with counters, as batch normalisation has them."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 64, 3), torch.nn.BatchNorm2d(64))
+    network(torch.randn(2, 1, 8, 8))
+    save_weights(network.state_dict(), tmp_path / "training" / "model.pt")
+    return tmp_path / "training" / "model.pt"
+
+
+def test_packed_weights_are_rounded_to_half_precision_and_counters_stay(trained: Path, tmp_path: Path):
+    digest = pack_weights(trained, tmp_path / "models" / "model.pt")
+    assert weights_sha256(tmp_path / "models" / "model.pt") == digest
+    whole, packed = load_weights(trained), load_weights(tmp_path / "models" / "model.pt")
+    assert list(packed) == list(whole)
+    for name, tensor in packed.items():
+        if name == "1.num_batches_tracked":
+            assert (tensor.dtype, tensor.item()) == (torch.int64, 1)
+        else:
+            assert tensor.dtype == torch.float16
+            torch.testing.assert_close(tensor.float(), whole[name], rtol=2**-11, atol=2**-25)
+
+
+def test_a_network_keeps_its_own_precision_with_packed_weights(trained: Path, tmp_path: Path):
+    pack_weights(trained, tmp_path / "model.pt")
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 64, 3), torch.nn.BatchNorm2d(64))
+    load_network(network, tmp_path / "model.pt")
+    assert {tensor.dtype for tensor in network.parameters()} == {torch.float32}
+    assert torch.equal(network[0].weight, load_weights(tmp_path / "model.pt")["0.weight"].float())
+
+
+def test_packed_weights_take_half_the_room(tmp_path: Path):
+    save_weights({"weight": torch.ones(100_000)}, tmp_path / "model.pt")
+    pack_weights(tmp_path / "model.pt", tmp_path / "packed" / "model.pt")
+    sizes = [(tmp_path / folder / "model.pt").stat().st_size for folder in (".", "packed")]
+    assert sizes[1] < 0.52 * sizes[0]
+
+
+def test_the_same_weights_are_packed_into_the_same_bytes(trained: Path, tmp_path: Path):
+    digests = {pack_weights(trained, tmp_path / folder / "model.pt") for folder in ("first", "second")}
+    assert len(digests) == 1
+    assert pack_weights(tmp_path / "first" / "model.pt", tmp_path / "again" / "model.pt") in digests
+
+
+@pytest.mark.parametrize("value", [65520.0, -1e30, float("inf"), float("nan")])
+def test_values_that_half_precision_cannot_hold_are_refused(tmp_path: Path, value: float):
+    save_weights({"fine": torch.ones(2), "wide": torch.tensor([1.0, value])}, tmp_path / "model.pt")
+    with pytest.raises(WeightsError, match=r"wide in .*model\.pt holds values that are not finite or beyond"):
+        pack_weights(tmp_path / "model.pt", tmp_path / "packed" / "model.pt")
+    assert not (tmp_path / "packed").exists()
+
+
+def test_the_largest_half_is_packed(tmp_path: Path):
+    save_weights({"wide": torch.tensor([65504.0])}, tmp_path / "model.pt")
+    pack_weights(tmp_path / "model.pt", tmp_path / "packed.pt")
+    assert load_weights(tmp_path / "packed.pt")["wide"].item() == 65504
+
+
+def test_weights_that_do_not_match_their_record_are_not_packed(saved: Path, tmp_path: Path):
+    record(saved).write_text("0" * 64 + "  model.pt\n")
+    with pytest.raises(WeightsError, match="was changed"):
+        pack_weights(saved, tmp_path / "packed.pt")
