@@ -130,7 +130,8 @@ class TrackCases:
 
     A metric with one value a case keeps its name. Of one with a value for each class, class ``c`` is recorded as
     ``metric_c``, without the ``mean`` that such a name may hold: ``val_mean_dice`` becomes ``val_dice_c``. Values that
-    are not finite are left out, such as the Dice of a class that is not there.
+    are not finite are left out, such as the Dice of a class that is not there. What a handler has put into
+    ``engine.state.case_details``, ``{metric: {id: value}}``, is recorded too: values of whole patients, say.
 
     Args:
         run: where to record.
@@ -166,6 +167,8 @@ class TrackCases:
                 )
             for name, column in zip(self._names(metric, values.shape[1]), values.T.tolist(), strict=False):
                 cases[name] = {id_: value for id_, value in zip(ids, column, strict=True) if np.isfinite(value)}
+        for name, of_cases in getattr(engine.state, "case_details", {}).items():
+            cases[name] = {hashed_id(each): value for each, value in of_cases.items() if np.isfinite(value)}
         self.run.log_json(cases, "cases.json")
 
     def _names(self, metric: str, channels: int) -> list[str]:

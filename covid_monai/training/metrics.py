@@ -3,12 +3,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from monai.metrics import CumulativeIterationMetric, DiceMetric
 
-__all__ = ["ClassMeanDice", "ThresholdAveraged"]
+__all__ = [
+    "BestThreshold",
+    "ClassMeanDice",
+    "KnownDice",
+    "ThresholdAveraged",
+    "classes_are_guessed",
+    "mark_guessed_classes",
+]
 
 STATISTICS = ("dice", "sensitivity", "specificity")
 
@@ -38,11 +46,15 @@ class ThresholdAveraged(CumulativeIterationMetric):
 
     def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:  # type: ignore[override]
         """Per image: ``y_pred`` probabilities (B, 1, H, W), ``y`` binary masks (B, 1, H, W); returns (B, 1)."""
+        return self._over_thresholds(y_pred, y).mean(1, keepdim=True).float()
+
+    def _over_thresholds(self, y_pred: torch.Tensor, y: torch.Tensor | None) -> torch.Tensor:
+        """Statistic of each image at the thresholds i / (thresholds - 1), i from 0: (B, thresholds), float64."""
         if y is None or y.shape != y_pred.shape:
             raise ValueError(
                 f"prediction {tuple(y_pred.shape)} and mask {None if y is None else tuple(y.shape)} differ."
             )
-        return torch.stack([self._image(p, g) for p, g in zip(y_pred, y, strict=True)])[:, None]
+        return torch.stack([self._image(p, g) for p, g in zip(y_pred, y, strict=True)])
 
     def _image(self, probability: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         levels = self.thresholds - 1
@@ -58,7 +70,7 @@ class ThresholdAveraged(CumulativeIterationMetric):
             value = hits / foreground.clamp(min=1)
         else:
             value = (background - alarms) / background.clamp(min=1)
-        return torch.where(hits > 0, value, torch.zeros_like(value)).mean().float()
+        return torch.where(hits > 0, value, torch.zeros_like(value))
 
     def _at_least(self, count: torch.Tensor) -> torch.Tensor:
         """Pixels that reach threshold i, for i = 0..levels."""
@@ -71,16 +83,79 @@ class ThresholdAveraged(CumulativeIterationMetric):
         Raises:
             ValueError: when no image was seen.
         """
+        return self._seen().mean()
+
+    def _seen(self) -> torch.Tensor:
         data = self.get_buffer()
         if not isinstance(data, torch.Tensor):
             raise ValueError("no image was evaluated: call the metric before aggregate().")
-        return data.mean()
+        return data
 
 
-class ClassMeanDice(DiceMetric):
+class BestThreshold(ThresholdAveraged):
+    """Highest mean Dice over images that one threshold for all of them reaches, or that threshold.
+
+    The threshold is chosen on the images that are scored, as published tables are often read, so this is no estimate
+    of what a network does on other images. Compare with such tables only. Dice and thresholds are those of
+    :class:`ThresholdAveraged`: an image without a true positive counts as 0, also one without lesion.
+
+    Args:
+        give: ``"dice"``, or ``"threshold"`` for the probability that reaches it, the lowest of equals.
+        thresholds: how many equally spaced thresholds from 0 to 1.
+
+    Raises:
+        ValueError: for another ``give``.
+    """
+
+    def __init__(self, give: str = "dice", thresholds: int = 256) -> None:
+        super().__init__("dice", thresholds)
+        if give not in ("dice", "threshold"):
+            raise ValueError(f"give must be dice or threshold, got {give!r}.")
+        self.give = give
+
+    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:  # type: ignore[override]
+        """Per image and threshold: ``y_pred`` probabilities (B, 1, H, W), ``y`` masks of that shape."""
+        return self._over_thresholds(y_pred, y)
+
+    def aggregate(self) -> torch.Tensor:
+        """The highest mean Dice or its threshold, 0..1, a scalar tensor.
+
+        Raises:
+            ValueError: when no image was seen.
+        """
+        means = self._seen().mean(0)
+        best = means.argmax()
+        return (means[best] if self.give == "dice" else best / (self.thresholds - 1)).float()
+
+
+def classes_are_guessed(item: Mapping[str, Any]) -> bool:
+    """Whether the lesion classes of an item's reference were guessed from its HU; its lesions as such are sure."""
+    return item.get("class_source") == "inferred"
+
+
+def mark_guessed_classes(item: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy an item with its one-hot ``label`` (C, H, W) also as ``classes``, NaN all over where they are guessed."""
+    label = item["label"]
+    return {**item, "classes": torch.full_like(label, torch.nan) if classes_are_guessed(item) else label}
+
+
+class KnownDice(DiceMetric):
+    """MONAI's hard Dice, NaN for an image and channel whose reference holds NaN, which says that it is not known.
+
+    NaN takes no part in the mean. The arguments are those of :class:`monai.metrics.DiceMetric`.
+    """
+
+    def _compute_tensor(self, y_pred: torch.Tensor, y: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        """(B, C) from masks ``y_pred`` and ``y`` (B, C, H, W)."""
+        unknown = y.isnan().flatten(2).any(2)
+        values = super()._compute_tensor(y_pred, y.nan_to_num(0))
+        return values.masked_fill(unknown[:, -values.shape[1] :], torch.nan)
+
+
+class ClassMeanDice(KnownDice):
     """MONAI's hard Dice, averaged over slices first and over classes then, so that each class weighs the same.
 
-    A class is averaged over the slices that have it in the reference (``ignore_empty``); with
+    A class is averaged over the slices that have it in the reference (``ignore_empty``), where that is known; with
     ``include_background=False`` background is no class. The arguments are those of :class:`monai.metrics.DiceMetric`.
     """
 

@@ -303,6 +303,20 @@ def test_metrics_of_classes_are_named_by_them_and_absent_classes_left_out(run: T
     }
 
 
+def test_cases_of_other_handlers_are_recorded_by_their_hashed_ids(run: TrackedRun, client: MlflowClient):
+    evaluator = Engine(lambda engine, batch: None)
+    evaluator.state.metric_details = {"val_mean_dice": torch.ones(2, 1)}  # type: ignore[attr-defined]
+    evaluator.state.case_details = {  # type: ignore[attr-defined]
+        "val_volume_dice": {"slice 3": 0.5, "slice 4": float("nan")}
+    }
+    TrackCases(run).attach(evaluator)
+    run.execute(lambda: evaluator.run([{"id": ["slice 0"]}, {"id": ["slice 1"]}]))
+    assert cases(client, run) == {
+        "val_mean_dice": {"slice 0": 1.0, "slice 1": 1.0},
+        "val_volume_dice": {"slice 3": 0.5},
+    }
+
+
 def test_classes_without_names_are_left_out(run: TrackedRun, client: MlflowClient):
     details = {"val_mean_dice": torch.ones(1, 2), "val_dice_ggo": torch.ones(1, 1)}
     run.execute(lambda: build_engine(TrackCases(run), details, ["slice 0"]))

@@ -5,7 +5,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from covid_monai.training import ClassMeanDice, ThresholdAveraged
+from covid_monai.training import (
+    BestThreshold,
+    ClassMeanDice,
+    KnownDice,
+    ThresholdAveraged,
+    classes_are_guessed,
+    mark_guessed_classes,
+)
 
 STATISTICS = ("dice", "sensitivity", "specificity")
 
@@ -147,6 +154,48 @@ def test_a_mean_over_no_image_is_refused():
         ThresholdAveraged().aggregate()
 
 
+# Dice of the two images by hand, above, at the thresholds 0, .25, .5, .75 and 1:
+#   first   4/6  4/5  1    2/3  2/3
+#   second  2/5  2/4  0    0    0
+# sum       1.07 1.3  1    .67  .67
+@pytest.mark.parametrize(("give", "expected"), [("dice", (4 / 5 + 2 / 4) / 2), ("threshold", 0.25)])
+def test_the_best_threshold_is_one_for_all_images(give: str, expected: float):
+    probability, mask = two_images()
+    best = BestThreshold(give, thresholds=5)
+    best(list(probability[:1]), list(mask[:1]))
+    best(list(probability[1:]), list(mask[1:]))
+    assert best.aggregate().item() == pytest.approx(expected)
+    best.reset()
+    best(probability[:1], mask[:1])
+    assert best.aggregate().item() == pytest.approx({"dice": 1, "threshold": 0.5}[give])
+
+
+def test_the_lowest_of_equal_thresholds_is_given():
+    mask = torch.tensor([[[[1, 0], [0, 0]]]])
+    best = BestThreshold("threshold")
+    best(0.2 * mask, mask)  # 1/255 .. 51/255 all reach 1
+    assert best.aggregate().item() == pytest.approx(1 / 255)
+
+
+def test_the_best_dice_is_never_below_the_average():
+    rng = torch.Generator().manual_seed(0)
+    probability, mask = torch.rand(3, 1, 8, 8, generator=rng), torch.rand(3, 1, 8, 8, generator=rng) < 0.4
+    best, averaged = BestThreshold(), ThresholdAveraged()
+    best(probability, mask)
+    averaged(probability, mask)
+    assert averaged.aggregate() < best.aggregate() <= 1
+
+
+def test_another_wish_than_dice_or_threshold_is_refused():
+    with pytest.raises(ValueError, match="give must be dice or threshold, got 'both'"):
+        BestThreshold("both")
+
+
+def test_a_best_threshold_of_no_image_is_refused():
+    with pytest.raises(ValueError, match="no image was evaluated"):
+        BestThreshold().aggregate()
+
+
 def one_hot(*codes: int) -> torch.Tensor:
     """(1, 3, 1, N) from class codes."""
     return torch.nn.functional.one_hot(torch.tensor(codes), 3).T[None, :, None]
@@ -175,3 +224,53 @@ def test_background_is_no_class():
 def test_class_mean_dice_without_images_is_refused():
     with pytest.raises(ValueError, match="no image was evaluated"):
         ClassMeanDice().aggregate()
+
+
+def test_a_reference_that_is_not_known_is_left_out():
+    unknown = torch.full((1, 1, 1, 4), torch.nan)
+    predicted, empty = torch.tensor([[[[1, 1, 0, 0]]]]), torch.zeros(1, 1, 1, 4)
+    dice = KnownDice(ignore_empty=False)
+    found = [dice(*pair).item() for pair in ((predicted, predicted), (predicted, empty), (empty, unknown))]
+    assert found[:2] == [1, 0]
+    assert np.isnan(found[2])
+    assert dice.aggregate().item() == pytest.approx(1 / 2)
+
+
+@pytest.mark.parametrize("include_background", [False, True])
+def test_each_channel_is_known_or_not_by_itself(include_background: bool):
+    reference = one_hot(1, 2, 0, 0).float()
+    reference[:, 2] = torch.nan
+    values = KnownDice(include_background=include_background)(one_hot(1, 1, 0, 0), reference)
+    expected = [1.0] * include_background + [2 / 3, np.nan]
+    assert values[0].tolist() == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float32])
+def test_known_references_may_be_of_any_type(dtype: torch.dtype):
+    mask = torch.tensor([[[[1, 1, 0, 0]]]])
+    assert KnownDice()(mask, mask.to(dtype)).item() == 1
+
+
+def test_slices_of_guessed_classes_do_not_count_for_the_mean_over_classes():
+    metric = ClassMeanDice(include_background=False)
+    metric(one_hot(1, 1, 0, 0), one_hot(1, 0, 0, 0))
+    metric(one_hot(1, 1, 0, 0), torch.full((1, 3, 1, 4), torch.nan))
+    assert metric.aggregate().item() == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("item", "guessed"),
+    [
+        ({}, False),
+        ({"class_source": "stated"}, False),
+        ({"class_source": "none"}, False),
+        ({"class_source": "inferred"}, True),
+    ],
+)
+def test_guessed_classes_are_marked(item: dict[str, str], guessed: bool):
+    label = one_hot(1, 2, 0, 0)[0].float()
+    marked = mark_guessed_classes({**item, "label": label})
+    assert classes_are_guessed(item) == guessed
+    assert marked["label"] is label
+    assert marked["classes"].shape == label.shape
+    assert marked["classes"].isnan().all() if guessed else torch.equal(marked["classes"], label)
