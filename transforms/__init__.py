@@ -20,6 +20,7 @@ from .intensity import (
     LungWindowDict,
 )
 from .lesion_codes import LesionCodes, LesionCodesD, LesionCodesd, LesionCodesDict, lesion_odds
+from .lung_cells import Within, cells_within
 from .masking import (
     BOX_SLICES,
     CropBody,
@@ -67,7 +68,9 @@ __all__ = [
     "RandCutoutD",
     "RandCutoutDict",
     "RandCutoutd",
+    "Within",
     "body_box",
+    "cells_within",
     "estimate_hu_line",
     "lesion_odds",
 ]

@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
+from typing import get_args
 
 import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.config.type_definitions import NdarrayOrTensor
 from monai.transforms import MapTransform, Randomizable, Transform
-from monai.utils import TransformBackends, convert_to_dst_type
+from monai.utils import TransformBackends, convert_to_dst_type, convert_to_tensor
 
+from .lung_cells import Within, cells_within
 from .sizes import common_size
 
 __all__ = ["RandCellMask", "RandCellMaskD", "RandCellMaskDict", "RandCellMaskd"]
@@ -20,12 +22,15 @@ __all__ = ["RandCellMask", "RandCellMaskD", "RandCellMaskDict", "RandCellMaskd"]
 class RandCellMask(Randomizable, Transform):
     """Draw a mask that keeps a fixed share of square cells, each set of cells as likely as any other.
 
-    Exactly ``round(keep_fraction * cells)`` cells are kept. The grid starts at the first row and column; the last
-    cells hang over where a side is no multiple of ``cell``, and are cropped.
+    Of the cells ``within`` a region exactly ``round(keep_fraction * cells)`` are kept, and all outside it. The grid
+    starts at the first row and column; the last cells hang over where a side is no multiple of ``cell``, and are
+    cropped.
 
     Args:
         keep_fraction: share of kept cells, above 0 and at most 1. A plain attribute that a schedule may change.
         cell: side of a cell in pixels, at least 1.
+        within: where cells may be erased: ``"slice"`` is everywhere; ``"lungs"`` and ``"body"`` are found on the first
+            channel, a lung-windowed slice in [0, 1], see :func:`cells_within`.
 
     Raises:
         ValueError: an argument outside its range.
@@ -33,21 +38,24 @@ class RandCellMask(Randomizable, Transform):
 
     backend = [TransformBackends.NUMPY]  # noqa: RUF012
 
-    def __init__(self, keep_fraction: float = 0.75, cell: int = 16) -> None:
+    def __init__(self, keep_fraction: float = 0.75, cell: int = 16, within: Within = "slice") -> None:
         if not 0 < keep_fraction <= 1:
             raise ValueError(f"RandCellMask: keep_fraction is {keep_fraction}; give a share above 0 and at most 1")
         if cell < 1:
             raise ValueError(f"RandCellMask: cell is {cell}; give 1 pixel or more")
+        if within not in get_args(Within):
+            raise ValueError(f"RandCellMask: within is {within!r}; choose one of {', '.join(get_args(Within))}")
         self.keep_fraction = keep_fraction
         self.cell = cell
+        self.within = within
         self.cells = np.ones((0, 0), dtype=np.float32)
 
-    def randomize(self, spatial_size: Sequence[int]) -> None:
-        """Draw the kept cells of slices of ``spatial_size``."""
-        grid = [-(-side // self.cell) for side in spatial_size]
-        self.cells = np.zeros(grid, dtype=np.float32)
-        kept = round(self.keep_fraction * self.cells.size)
-        self.cells.flat[self.R.permutation(self.cells.size)[:kept]] = 1
+    def randomize(self, allowed: np.ndarray) -> None:
+        """Draw the kept cells among the ``allowed`` ones, booleans (h, w); the others are kept."""
+        self.cells = np.ones(allowed.shape, dtype=np.float32)
+        (numbers,) = np.nonzero(allowed.ravel())
+        kept = round(self.keep_fraction * len(numbers))
+        self.cells.flat[self.R.permutation(numbers)[kept:]] = 0
 
     def __call__(self, img: NdarrayOrTensor, randomize: bool = True) -> NdarrayOrTensor:
         """Make a mask for ``img``.
@@ -60,13 +68,14 @@ class RandCellMask(Randomizable, Transform):
             float32 mask (1, H, W) of the type of ``img``, 1 = kept, 0 = erased; with its geometry, if it has one.
 
         Raises:
-            ValueError: ``img`` has another number of axes, or the last draw was for another size.
+            ValueError: ``img`` has another number of axes or no pixels, or the last draw was for another size.
         """
         if img.ndim != 3:
             raise ValueError(f"RandCellMask: image has shape {tuple(img.shape)}; give (C, H, W)")
         height, width = img.shape[1:]
         if randomize:
-            self.randomize((height, width))
+            first = convert_to_tensor(img, track_meta=False)[None, :1]
+            self.randomize(cells_within(first, self.within, self.cell)[0, 0].cpu().numpy())
         mask = self.cells.repeat(self.cell, 0).repeat(self.cell, 1)[None, :height, :width]
         if mask.shape[1:] != (height, width):
             raise ValueError(f"RandCellMask: the last draw has no mask of {height} x {width} pixels; draw anew")
@@ -80,6 +89,7 @@ class RandCellMaskd(Randomizable, MapTransform):
         keys: the images, all of one spatial size; the mask has the type of the first.
         keep_fraction: share of kept cells.
         cell: side of a cell in pixels.
+        within: where cells may be erased, found on the first of the images.
         mask_key: where the mask is put.
         allow_missing_keys: do not raise when an image is missing; without any, no mask is added.
 
@@ -94,12 +104,13 @@ class RandCellMaskd(Randomizable, MapTransform):
         keys: KeysCollection,
         keep_fraction: float = 0.75,
         cell: int = 16,
+        within: Within = "slice",
         *,
         mask_key: str = "mask",
         allow_missing_keys: bool = False,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
-        self.cell_mask = RandCellMask(keep_fraction, cell)
+        self.cell_mask = RandCellMask(keep_fraction, cell, within)
         self.mask_key = mask_key
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandCellMaskd:

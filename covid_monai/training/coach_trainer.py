@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from covid_monai.losses import CoachLoss, InpaintingLoss
 from covid_monai.networks import CoachNet, InfNet, MultiInfNet
-from covid_monai.transforms import RandCellMask
+from covid_monai.transforms import RandCellMask, cells_within
 
 __all__ = [
     "CoachSchedule",
@@ -155,7 +155,7 @@ class CoachSchedule:
 
 @dataclass(frozen=True)
 class KeepFraction:
-    """Share of a slice's cells that masks keep, constant or changing linearly over the epochs.
+    """Share of the cells that masks keep, of those that may be erased; constant or changing linearly over the epochs.
 
     Attributes:
         start: in the first epoch, between 0 and 1.
@@ -189,14 +189,18 @@ class Inpainting:
     In a coach step the network stands still, batch statistics too: the coach lowers ``1 - L_rec(x * M)`` (Eq. 1) with
     a soft mask. In a network step the coach stands still and its mask is nearly binary.
 
+    Random masks and the coach's erase cells of one size within one region of the slices, as ``random_masks`` says; the
+    error over erased pixels is so counted within it, too.
+
     Args:
         network: with inpainting heads, see :func:`covid_monai.networks.with_inpainting_heads`.
         optimizer: of the network.
-        random_masks: makes the masks of the warm-up, and all masks when there is no coach.
+        random_masks: makes the masks of the warm-up, and all masks when there is no coach. Its ``within`` and ``cell``
+            hold for the coach's masks as well.
         coach: None for random masks throughout.
         coach_optimizer: of the coach.
         schedule: of coach and network; without coach every step is a network step.
-        keep_fraction: share of the cells that is kept.
+        keep_fraction: share of the cells within the region that is kept.
         loss: of the reconstruction.
         coach_loss: of the coach.
         alpha: steepness of the coach's mask in network steps; ``math.inf`` is binary.
@@ -205,7 +209,7 @@ class Inpainting:
         inferer: runs the networks, such as :class:`covid_monai.inference.AutocastInferer`.
 
     Raises:
-        ValueError: if a coach has no optimiser.
+        ValueError: if a coach has no optimiser, or cells of another size than the random masks.
     """
 
     def __init__(
@@ -226,6 +230,11 @@ class Inpainting:
     ) -> None:
         if coach is not None and coach_optimizer is None:
             raise ValueError("Inpainting: the coach has no optimiser; give coach_optimizer")
+        if coach is not None and coach.cell != random_masks.cell:
+            raise ValueError(
+                f"Inpainting: the coach's cells have {coach.cell} pixels and those of the random masks "
+                f"{random_masks.cell}; give both the same"
+            )
         self.network = network
         self.optimizer = optimizer
         self.random_masks = random_masks
@@ -249,20 +258,25 @@ class Inpainting:
         self.coach.keep_fraction = share
         phase = self.schedule.phase(epoch, step)
         if phase == "coach":
-            return self._coach_step(inputs, self.coach, share)
+            return self._coach_step(inputs, self.coach, self.allowed(inputs), share)
         if phase == "random":
             return self._network_step(inputs, random_masks_like(inputs, self.random_masks), share)
-        mask = self.inferer(inputs, self.coach.masks, alpha=self.alpha, sample=self.sample)
+        allowed = self.allowed(inputs)
+        mask = self.inferer(inputs, self.coach.masks, alpha=self.alpha, sample=self.sample, allowed=allowed)
         return self._network_step(inputs, mask, share)
+
+    def allowed(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Find the cells of slices (B, C, H, W) that masks may erase: booleans (B, 1, h, w)."""
+        return cells_within(inputs[:, :1], self.random_masks.within, self.random_masks.cell)
 
     def _network_step(self, inputs: torch.Tensor, mask: torch.Tensor, share: float) -> PretextStep:
         self.network.train()
         loss = self.loss(self.inferer(inputs * mask, self.network), inputs[:, :1], mask)
         return PretextStep(loss, self.optimizer, {"network_loss": float(loss.detach()), "erased_share": 1 - share})
 
-    def _coach_step(self, inputs: torch.Tensor, coach: CoachNet, share: float) -> PretextStep:
+    def _coach_step(self, inputs: torch.Tensor, coach: CoachNet, allowed: torch.Tensor, share: float) -> PretextStep:
         coach.train()
-        mask, mean, log_variance = self.inferer(inputs, coach)
+        mask, mean, log_variance = self.inferer(inputs, coach, allowed=allowed)
         with _still(self.network):
             maps = self.inferer(inputs * mask, self.network.maps)
         reconstruction = self.loss(maps, inputs[:, :1], mask.detach() if self.detach else mask)

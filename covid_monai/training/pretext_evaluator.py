@@ -20,9 +20,10 @@ class PretextEvaluator(Evaluator):
     """How well slices that were not trained on are rebuilt, under random masks and under the coach's.
 
     Metrics, means over slices of the squared error over erased pixels: ``val_error_random``; ``val_error_mean`` for
-    filling the same holes with the mean of what is left of the slice; with a coach ``val_error_coach``, and
-    ``val_mask_overlap``, the mean Jaccard index of the areas erased in two different slices (1: one fixed pattern;
-    random masks that keep a share k: about (1 - k) / (1 + k)). The same random masks are drawn in every run.
+    filling the same holes with the mean of what is left of the region that masks erase in; with a coach
+    ``val_error_coach``, and ``val_mask_overlap``, the mean Jaccard index of the areas erased in two different slices
+    (1: one fixed pattern), beside ``val_mask_overlap_random`` of the random masks. The same random masks are drawn in
+    every run. A slice of which nothing is erased does not count.
 
     Args:
         device: where to evaluate.
@@ -59,8 +60,8 @@ class PretextEvaluator(Evaluator):
         task: Inpainting = engine.task
         if engine.state.iteration == 1:
             engine._values = {}
-            engine._masks = RandCellMask(task.random_masks.keep_fraction, task.random_masks.cell)
-            engine._masks.set_random_state(engine.seed)
+            masks = task.random_masks
+            engine._masks = RandCellMask(masks.keep_fraction, masks.cell, masks.within).set_random_state(engine.seed)
         inputs = engine.prepare_batch(batchdata, engine.state.device, engine.non_blocking)
         image = inputs[:, :1]
         task.network.eval()
@@ -71,20 +72,30 @@ class PretextEvaluator(Evaluator):
             return {f"{name}_mask": mask, f"{name}_pred": task.loss.reconstruction(map_)}
 
         mask = random_masks_like(inputs, engine._masks)
-        filled = ((image * mask).sum((2, 3), keepdim=True) / mask.sum((2, 3), keepdim=True)).expand_as(image)
+        allowed = task.allowed(inputs)
+        left = mask * _pixels(allowed, task.random_masks.cell, image)
+        filled = (image * left).sum((2, 3), keepdim=True) / left.sum((2, 3), keepdim=True).clamp(min=1)
+        filled = filled.expand_as(image)
         engine._record("val_error_mean", InpaintingLoss(clamp=task.loss.clamp).erased_error(filled, image, mask))
         output = {"image": image, **rebuild("random", mask)}
         if task.coach is not None:
-            mask = task.inferer(inputs, task.coach.masks)
-            output |= rebuild("coach", mask)
+            coach_mask = task.inferer(inputs, task.coach.masks, allowed=allowed)
+            output |= rebuild("coach", coach_mask)
             if len(mask) > 1:
-                engine._record("val_mask_overlap", mask_overlap(mask))
+                engine._record("val_mask_overlap", mask_overlap(coach_mask))
+                engine._record("val_mask_overlap_random", mask_overlap(mask))
         return output
 
     def _record(self, name: str, values: torch.Tensor) -> None:
-        """Keep the mean over all slices so far as the metric."""
-        self._values.setdefault(name, []).append(values.cpu())
+        """Keep the mean over all slices so far that have a value as the metric."""
+        self._values.setdefault(name, []).append(values[~values.isnan()].cpu())
         self.state.metrics[name] = float(torch.cat(self._values[name]).mean())
+
+
+def _pixels(cells: torch.Tensor, cell: int, image: torch.Tensor) -> torch.Tensor:
+    """Cells (B, 1, h, w) as zeros and ones on the pixels of the image, (B, 1, H, W)."""
+    pixels = cells.repeat_interleave(cell, 2).repeat_interleave(cell, 3)
+    return pixels[..., : image.shape[2], : image.shape[3]].to(image.dtype)
 
 
 def mask_overlap(mask: torch.Tensor) -> torch.Tensor:

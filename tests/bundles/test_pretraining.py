@@ -69,6 +69,32 @@ def test_the_erased_share_grows(pretrain: Callable):
     assert history["train_erased_share"] == pytest.approx([0.25, 0.5, 0.75])
 
 
+@pytest.mark.parametrize("masks", ["coach", "random"])
+def test_masks_erase_where_they_are_told_to(bundle: Bundle, masks: str):
+    workflow = bundle.workflow("pretraining", masks=masks, mask_within="body", cell=8)
+    task = workflow.parser.get_parsed_content("task")
+    assert (task.random_masks.within, task.random_masks.cell) == ("body", 8)
+    assert masks == "random" or task.coach.cell == 8
+    default = bundle.workflow("pretraining").parser.get_parsed_content("task")
+    assert (default.random_masks.within, default.random_masks.cell, default.coach.cell) == ("lungs", 16, 16)
+
+
+@pytest.mark.parametrize("other", [{"mask_within": "slice"}, {"cell": 8}], ids=lambda other: next(iter(other)))
+def test_a_checkpoint_of_other_masks_is_refused(bundle: Bundle, tmp_path: Path, pretrain: Callable, other: dict):
+    pretrain(max_epochs=1)
+    workflow = bundle.workflow("pretraining", pretrain_dir=str(tmp_path), **{**TINY, **other})
+    workflow.initialize()
+    with pytest.raises(RuntimeError) as error:
+        workflow.run()
+    assert next(iter(other)) in str(error.value.__cause__)
+
+
+def test_an_unknown_region_is_refused(bundle: Bundle):
+    with pytest.raises(RuntimeError) as error:
+        bundle.workflow("pretraining", mask_within="heart").parser.get_parsed_content("random_masks")
+    assert "within is 'heart'; choose one of lungs, body, slice" in str(error.value.__cause__)
+
+
 @pytest.mark.slow
 def test_a_killed_pretraining_resumes_to_what_an_unbroken_one_gives(own_bundle: Bundle):
     """Network, coach, their optimisers and the rest of the state, bitwise; one run in the store."""

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from covid_monai.losses import InpaintingLoss
 from covid_monai.networks import CoachNet
-from covid_monai.networks.coach import CELL, cell_mask
+from covid_monai.networks.coach import CELLS, cell_mask
 
 FRACTION = st.floats(0.01, 1)
 
@@ -84,6 +84,63 @@ def test_among_equal_scores_the_first_are_kept() -> None:
     assert cell_mask(torch.zeros(1, 1, 3, 4), 0.5, 1.0).unique().tolist() == [0.5]
 
 
+# The cell of score 4 may not be erased: the others are 2, 1 and 3.
+ALLOWED = torch.tensor([[[[True, False], [True, True]]]])
+
+
+@pytest.mark.parametrize(
+    ("keep_fraction", "alpha", "expected"),
+    [
+        # k = round(1.5) = 2 of three cells, the threshold is 2; k = round(1.05) = 1, it is 3; round(0.15) = 0, too
+        (0.5, 1.0, [0.5, 1, 1 / (1 + math.e), 1 / (1 + 1 / math.e)]),
+        (0.5, math.inf, [1, 1, 0, 1]),
+        (0.35, 1.0, [1 / (1 + math.e), 1, 1 / (1 + math.e**2), 0.5]),
+        (0.35, math.inf, [0, 1, 0, 1]),
+        (0.05, 1.0, [1 / (1 + math.e), 1, 1 / (1 + math.e**2), 0.5]),
+        (0.05, math.inf, [0, 1, 0, 0]),
+        (1.0, math.inf, [1, 1, 1, 1]),
+    ],
+)
+def test_masks_within_a_region_worked_out_by_hand(keep_fraction: float, alpha: float, expected: list[float]) -> None:
+    mask = cell_mask(SCORES, keep_fraction, alpha, ALLOWED)
+    torch.testing.assert_close(mask, torch.tensor(expected, dtype=torch.float32).view(1, 1, 2, 2))
+
+
+@given(
+    scores=arrays(np.float32, (3, 1, 4, 5), elements=st.floats(width=32, allow_nan=False)),
+    allowed=arrays(np.bool_, (3, 1, 4, 5)),
+    keep_fraction=FRACTION,
+)
+def test_the_share_is_of_the_allowed_cells_of_each_slice(
+    scores: np.ndarray, allowed: np.ndarray, keep_fraction: float
+) -> None:
+    mask = cell_mask(torch.from_numpy(scores), keep_fraction, allowed=torch.from_numpy(allowed)).numpy()
+    assert (mask[~allowed] == 1).all()
+    for one, free, each in zip(mask, allowed, scores, strict=True):
+        assert one[free].sum() == round(keep_fraction * int(free.sum()))
+        kept, erased = each[free & (one == 1)], each[free & (one == 0)]
+        if kept.size and erased.size:
+            assert kept.min() >= erased.max()
+
+
+def test_a_slice_without_allowed_cells_is_kept_and_has_no_gradient() -> None:
+    scores = torch.tensor([[[[1.0, 3.0]]], [[[2.0, 0.0]]]], requires_grad=True)
+    allowed = torch.tensor([[[[False, False]]], [[[True, True]]]])
+    mask = cell_mask(scores, 0.5, 2.0, allowed)
+    (slope,) = torch.autograd.grad(mask.sum(), scores)
+    p = 1 / (1 + math.exp(4))  # sigmoid(2 (0 - 2))
+    torch.testing.assert_close(mask.flatten(), torch.tensor([1, 1, 0.5, p]))
+    torch.testing.assert_close(slope.flatten(), 2 * p * (1 - p) * torch.tensor([0.0, 0, -1, 1]))
+
+
+@pytest.mark.parametrize(
+    "allowed", [torch.ones(1, 1, 2, 3, dtype=torch.bool), torch.ones(1, 1, 2, 2)], ids=["another grid", "numbers"]
+)
+def test_other_allowed_cells_are_refused(allowed: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"allowed has shape .*; give booleans of shape \[1, 1, 2, 2\], one a cell"):
+        cell_mask(SCORES, 0.5, allowed=allowed)
+
+
 @given(scores=arrays(np.float32, (2, 1, 5, 5), elements=st.floats(-8, 8, width=32)), keep_fraction=FRACTION)
 def test_soft_masks_order_the_cells_as_hard_ones_do(scores: np.ndarray, keep_fraction: float) -> None:
     soft, hard = (cell_mask(torch.from_numpy(scores), keep_fraction, alpha) for alpha in (1.0, math.inf))
@@ -109,11 +166,40 @@ def test_sides_that_are_no_multiple_of_a_cell(height: int, width: int, keep_frac
     coach = CoachNet(width=2, latent=2, keep_fraction=keep_fraction).eval()
     mask = coach(images(2, 1, height, width))
     assert mask.shape == (2, 1, height, width)
-    cells = mask[..., ::CELL, ::CELL]
+    cells = mask[..., ::16, ::16]
     assert cells.shape[2:] == (math.ceil(height / 16), math.ceil(width / 16))
     assert cells.sum((1, 2, 3)).tolist() == [round(keep_fraction * cells[0].numel())] * 2
-    whole = cells.repeat_interleave(CELL, 2).repeat_interleave(CELL, 3)
+    whole = cells.repeat_interleave(16, 2).repeat_interleave(16, 3)
     assert torch.equal(mask, whole[..., :height, :width])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_smaller_cells_with_as_many_weights(cell: int) -> None:
+    coach = CoachNet(width=4, latent=3, keep_fraction=0.5, cell=cell)
+    like = CoachNet(width=4, latent=3)
+    assert {k: v.shape for k, v in coach.state_dict().items()} == {k: v.shape for k, v in like.state_dict().items()}
+    mask = coach.masks(images(2, 1, 64, 70))
+    cells = mask[..., ::cell, ::cell]
+    assert cells.shape[2:] == (64 // cell, math.ceil(70 / cell))
+    assert torch.equal(mask, cells.repeat_interleave(cell, 2).repeat_interleave(cell, 3)[..., :70])
+    assert cells.sum((1, 2, 3)).tolist() == [cells[0].numel() / 2] * 2
+
+
+@pytest.mark.parametrize("mode", ["training", "evaluation", "masks"])
+def test_cells_that_are_not_allowed_are_kept(coach: CoachNet, mode: str) -> None:
+    x = images(2, 1, 64, 64)
+    allowed = torch.zeros(2, 1, 4, 4, dtype=torch.bool)
+    allowed[0, :, :2] = allowed[1, :, :, 3] = True
+    coach.train(mode == "training")
+    out = coach.masks(x, sample=True, allowed=allowed) if mode == "masks" else coach(x, allowed)
+    mask = out.mask if mode == "training" else out
+    inside = allowed.repeat_interleave(16, 2).repeat_interleave(16, 3)
+    assert (mask[~inside] == 1).all()
+    if mode == "training":
+        assert ((mask[inside] > 0) & (mask[inside] < 1)).all()
+    else:
+        # a quarter of eight cells, of four cells
+        assert ((1 - mask).sum((1, 2, 3)) / 256).tolist() == [2, 1]
 
 
 def test_training_gives_soft_masks_of_alpha_and_the_moments(coach: CoachNet) -> None:
@@ -155,7 +241,7 @@ def test_masks_of_alpha_100_are_nearly_those_of_infinity(coach: CoachNet) -> Non
     near, hard = coach.masks(x, alpha=100.0), coach.masks(x)
     assert ((near - hard).abs() <= 0.5).all()
     # only the threshold itself, one cell of 64 of each slice, is at one half
-    assert [(one == 0.5).sum().item() for one in near] == [CELL**2, CELL**2]
+    assert [(one == 0.5).sum().item() for one in near] == [16**2, 16**2]
 
 
 def test_sampled_masks_differ_between_seeds_and_keep_the_share(coach: CoachNet) -> None:
@@ -240,11 +326,12 @@ def test_float32_and_as_many_cells_under_autocast(coach: CoachNet) -> None:
         {"width": 0},
         {"latent": 0},
         {"in_channels": 0},
+        {"cell": 32},
     ],
 )
 def test_settings_outside_their_range_are_refused(wrong: dict[str, float]) -> None:
     (name,) = wrong
-    with pytest.raises(ValueError, match=f"{name} is {wrong[name]}; give"):
+    with pytest.raises(ValueError, match=f"{name} is {wrong[name]}; (give|choose)"):
         CoachNet(**wrong)  # type: ignore[arg-type]
 
 

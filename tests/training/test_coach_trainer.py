@@ -9,7 +9,7 @@ from monai.data import DataLoader
 from torch import nn
 
 from covid_monai.losses import InpaintingLoss
-from covid_monai.networks import CoachNet, InfNet, with_inpainting_heads
+from covid_monai.networks import CoachNet, FineInfNet, InfNet, MultiInfNet, with_inpainting_heads
 from covid_monai.training import (
     Checkpoints,
     CoachSchedule,
@@ -25,11 +25,16 @@ from covid_monai.training import (
 from covid_monai.training.coach_trainer import random_masks_like
 from covid_monai.training.pretext_evaluator import mask_overlap
 from covid_monai.training.rotation import turned
-from covid_monai.transforms import RandCellMask
+from covid_monai.transforms import LungWindow, RandCellMask, cells_within
+from tests.transforms.phantom import thorax
 
 
 def images(count: int = 4, height: int = 32, width: int = 48) -> torch.Tensor:
     return torch.rand(count, 1, height, width, generator=torch.Generator().manual_seed(5))
+
+
+def chests(count: int = 3, size: int = 64) -> torch.Tensor:
+    return torch.stack([torch.as_tensor(LungWindow()(thorax(size, seed=k)[None])).float() for k in range(count)])
 
 
 def inpainting(**options) -> Inpainting:
@@ -181,6 +186,72 @@ class TestInpainting:
         erased = 1 - coach.masks(x)
         assert erased[..., :32].sum() > 0.95 * erased.sum()
 
+    @pytest.mark.parametrize("kind", ["random", "coach"])
+    def test_masks_of_both_kinds_erase_the_same_share_of_the_lungs_alone(self, kind):
+        x = chests()
+        allowed = cells_within(x, "lungs", 8)
+        masks = RandCellMask(0.5, 8, "lungs").set_random_state(0)
+        coach = CoachNet(width=4, latent=5, cell=8)
+        task = inpainting(random_masks=masks, coach=coach, schedule=CoachSchedule(0, 1, int(kind == "random")))
+        seen = []
+        task.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+        task.step(x, 1, 0)
+        erased = (seen[0] != x)[..., ::8, ::8]
+        assert not erased[~allowed].any()
+        # half of the cells, the rest rounded as Python does
+        expected = [int(n) - round(0.5 * int(n)) for n in allowed.sum((1, 2, 3))]
+        assert erased.sum((1, 2, 3)).tolist() == expected
+        assert min(expected) >= 4
+
+    def test_the_coach_gains_nothing_from_errors_outside_the_region(self):
+        class Off(nn.Module):
+            """Rebuilds zeros within the lungs' cells, and is off by ``error`` elsewhere."""
+
+            def __init__(self, x, error):
+                super().__init__()
+                inside = cells_within(x, "lungs", 16).repeat_interleave(16, 2).repeat_interleave(16, 3)
+                self.map = torch.where(inside, 0.0, x + error)
+
+            def maps(self, x):
+                return (self.map + 0 * x,)
+
+        x = chests()
+        losses = []
+        for error in (0.0, 0.5):
+            task = inpainting(
+                network=Off(x, error), schedule=CoachSchedule(1, 1), coach_loss=lambda loss, *_: 1 - loss,
+                random_masks=RandCellMask(0.75, 16, "lungs"), loss=InpaintingLoss(1.0),
+            )  # fmt: skip
+            torch.manual_seed(3)
+            losses.append(float(task.step(x, 1, 0).loss.detach()))
+        assert losses[0] == losses[1] < 1
+
+    @pytest.mark.parametrize(
+        ("build", "channels", "maps"), [(FineInfNet, 1, 6), (MultiInfNet, 2, 1)], ids=["FineInfNet", "MultiInfNet"]
+    )
+    def test_other_networks_learn_within_the_lungs(self, build, channels, maps):
+        torch.manual_seed(0)
+        network = with_inpainting_heads(build())
+        coach = CoachNet(channels, width=4, latent=5, cell=8)
+        task = inpainting(
+            network=network, optimizer=torch.optim.SGD(network.parameters(), 0.01), coach=coach,
+            coach_optimizer=torch.optim.Adam(coach.parameters(), 0.01), schedule=CoachSchedule(1, 1),
+            random_masks=RandCellMask(0.75, 8, "lungs"),
+        )  # fmt: skip
+        x = chests().repeat(1, channels, 1, 1)
+        assert len(network.maps(x)) == maps
+        assert "coach_loss" in task.step(x, 1, 0).scalars
+        step = task.step(x, 2, 0)
+        step.loss.backward()
+        assert "network_loss" in step.scalars
+        heads = [p for name, p in network.named_parameters() if ".head." in name or name.startswith("head.")]
+        assert len(heads) == 2 * maps
+        assert all(p.grad.abs().sum() > 0 for p in heads)
+
+    def test_a_coach_with_cells_of_another_size_is_refused(self):
+        with pytest.raises(ValueError, match="the coach's cells have 16 pixels and those of the random masks 8"):
+            inpainting(random_masks=RandCellMask(0.75, 8))
+
     def test_a_coach_without_optimiser_is_refused(self):
         with pytest.raises(ValueError, match="coach_optimizer"):
             inpainting(coach_optimizer=None)
@@ -268,7 +339,7 @@ class TestPretextEvaluator:
 
     def test_an_oracle_has_no_error_and_the_mean_has_its_own(self, loader):
         whole = images(5, 32, 48)
-        task = inpainting(inferer=lambda inputs, network, *_: network(inputs))
+        task = inpainting(inferer=lambda inputs, network, **options: network(inputs, **options))
 
         class Oracle(nn.Module):
             """Knows the slices by what is left of them."""
@@ -295,6 +366,35 @@ class TestPretextEvaluator:
         first = dict(evaluator.state.metrics)
         evaluator.run(2)
         assert evaluator.state.metrics == first
+
+    def test_holes_within_the_lungs_are_filled_with_the_mean_of_what_is_left_of_them(self):
+        x = chests()
+        loader = DataLoader([{"image": each} for each in x], batch_size=3)
+        task = inpainting(random_masks=RandCellMask(0.6, 16, "lungs"))
+        evaluator = PretextEvaluator("cpu", loader, task, prepare_image_batch, seed=2)
+        evaluator.run()
+        inside = cells_within(x, "lungs", 16).repeat_interleave(16, 2).repeat_interleave(16, 3)
+        masks = RandCellMask(0.6, 16, "lungs").set_random_state(2)
+        erased = torch.stack([masks(each) for each in x]) == 0
+        assert not (erased & ~inside).any()
+        expected = [
+            float((each[hole] - each[lung & ~hole].mean()).square().mean())
+            for each, hole, lung in zip(x, erased, inside, strict=True)
+        ]
+        assert evaluator.state.metrics["val_error_mean"] == pytest.approx(sum(expected) / 3, rel=1e-5)
+        output = evaluator.state.output
+        assert torch.equal(output["random_mask"] == 0, erased)
+        assert not ((output["coach_mask"] == 0) & ~inside).any()
+        overlap = mask_overlap(1 - erased.float()).mean()
+        assert evaluator.state.metrics["val_mask_overlap_random"] == pytest.approx(float(overlap))
+
+    def test_a_slice_of_which_nothing_is_erased_does_not_count(self):
+        # round(0.75 * 2) of two cells are kept, round(0.75 * 4) of four
+        loader = [{"image": images(2, 16, 32)}, {"image": images(2, 32, 32)}]
+        task = inpainting(coach=None)
+        evaluator = PretextEvaluator("cpu", loader, task, prepare_image_batch)
+        evaluator.run()
+        assert all(0 < value < 1 for value in evaluator.state.metrics.values())
 
     def test_without_a_coach_there_are_no_figures_of_it(self, loader):
         evaluator = PretextEvaluator("cpu", loader, inpainting(coach=None), prepare_image_batch)

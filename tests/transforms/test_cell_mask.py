@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from math import ceil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from hypothesis import strategies as st
 from monai.data import MetaTensor
 from monai.transforms import Compose
 
-from covid_monai.transforms import RandCellMask, RandCellMaskd
+from covid_monai.transforms import LungWindow, RandCellMask, RandCellMaskd, cells_within
+
+from .phantom import thorax
 
 SIDE = st.integers(1, 60)
 
@@ -65,6 +68,19 @@ def test_same_seed_same_mask_and_the_last_draw_can_be_repeated() -> None:
     assert not np.array_equal(first, one(img))
 
 
+@pytest.mark.parametrize("within", ["lungs", "body"])
+def test_cells_outside_the_region_are_kept(within: str) -> None:
+    image = torch.as_tensor(LungWindow()(thorax()[None]))
+    allowed = cells_within(image[None], within, 8)[0, 0]
+    transform = RandCellMask(0.6, 8, within).set_random_state(4)
+    masks = torch.stack([transform(torch.cat([image, 1 - image]))[0, ::8, ::8] for _ in range(60)])
+    assert (masks[:, ~allowed] == 1).all()
+    assert set(masks[:, allowed].sum(1).tolist()) == {round(0.6 * int(allowed.sum()))}
+    assert (masks[:, allowed].mean(0) < 1).all()  # each is erased once
+    d = RandCellMaskd("image", 0.6, 8, within).set_random_state(4)({"image": image})
+    assert torch.equal(d["mask"][0, ::8, ::8], masks[0])
+
+
 def test_a_schedule_may_change_the_share() -> None:
     transform = RandCellMask()
     transform.keep_fraction = 0.5
@@ -91,9 +107,9 @@ def test_compose_seeds_the_dictionary_transform() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"keep_fraction": 0}, {"keep_fraction": 1.2}, {"keep_fraction": np.nan}, {"cell": 0}]
+    "wrong", [{"keep_fraction": 0}, {"keep_fraction": 1.2}, {"keep_fraction": np.nan}, {"cell": 0}, {"within": "heart"}]
 )
-def test_misuse(wrong: dict[str, float]) -> None:
+def test_misuse(wrong: dict[str, Any]) -> None:
     (name,) = wrong
     with pytest.raises(ValueError, match=f"RandCellMask: {name} is"):
         RandCellMask(**wrong)
