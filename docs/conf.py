@@ -18,7 +18,7 @@ copyright = "covid_monai contributors, Apache-2.0"
 version = release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "reproduction/table.md"]  # the table is included in its index
 default_role = "py:obj"
 
 html_theme = "furo"

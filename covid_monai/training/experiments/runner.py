@@ -16,13 +16,14 @@ from pathlib import Path
 from subprocess import DEVNULL, STDOUT, Popen, TimeoutExpired
 from typing import Any
 
+from mlflow import MlflowClient
 from monai.bundle import ConfigParser
 
 from covid_monai.datasets import data_hash
 from covid_monai.tracking.lineage import recorded_run
 from covid_monai.tracking.runs import signals_as_interrupts
-from covid_monai.training.experiments.study import STAGES, Cell, Stage, Study, StudyError
-from covid_monai.training.experiments.table import Finished, finished_runs, write_results
+from covid_monai.training.experiments.results import Finished, evaluated, finished_runs, read_results, write_results
+from covid_monai.training.experiments.study import CASCADE, STAGES, Cell, Stage, Study, StudyError
 
 __all__ = ["Runner", "default_tracking_uri"]
 
@@ -44,36 +45,63 @@ class Runner:
         output: folder of the weights, the logs and the results.
         tracking_uri: MLflow store; None: ``mlflow.db`` in ``output``.
         jobs: stages that run at once; each gets its share of the cores.
+        report: folder of ``results.csv`` and ``cases.csv``, to be kept apart from ``output``; cells that it holds are
+            not run again, even where MLflow does not know them. None: ``output``, where MLflow alone says what is done.
+        network: run the cells of this network alone; None: of all that the study has.
 
     Raises:
-        StudyError: when an override names no key of the bundle, or the folder cannot be used.
+        StudyError: when an override names no key of the bundle, the folder or the ``results.csv`` in ``report`` cannot
+            be used, or the study has no such network.
         DatasetError: when the datalist or one of its files cannot be read.
     """
 
-    def __init__(self, study: Study, output: Path, tracking_uri: str | None = None, jobs: int = 1) -> None:
+    def __init__(
+        self,
+        study: Study,
+        output: Path,
+        tracking_uri: str | None = None,
+        jobs: int = 1,
+        report: Path | None = None,
+        network: str | None = None,
+    ) -> None:
         if jobs < 1:
             raise StudyError(f"--jobs is {jobs}: at least one stage must run.")
+        if network not in [None, *(known.name for known in study.networks)]:
+            raise StudyError(f"--network is {network}, which study {study.name} does not have: leave it out.")
         self.study = study
         self.output = output.resolve()
-        for path in (self.output, study.dataset_dir, study.bundle):
+        self.report = self.output if report is None else report.resolve()
+        for path in (self.output, study.dataset_dir, *(each.bundle for each in study.networks)):
             if "#" in str(path):
                 raise StudyError(f"the path {path} holds a #, which a bundle cannot be given: choose another folder.")
         self.tracking_uri = _absolute(tracking_uri or default_tracking_uri(self.output))
         self.jobs = jobs
-        self._tags = _read_tags(study, study.cells(""))
-        self.cells = study.cells(data_hash(study.dataset_dir / "datalist.json"))
+        self._tags = _read_tags(study.cells(""))
+        self._all_cells = study.cells(data_hash(study.dataset_dir / "datalist.json"))
+        self.cells = [cell for cell in self._all_cells if network in (None, cell.network.name)]
+        rows = read_results(self.report)
+        self._reported = {
+            evaluation.digest
+            for cell in self._all_cells
+            for side, evaluation in cell.evaluations.items()
+            if report is not None and evaluated(rows.get(cell.digest, {}), side)
+        }
 
     def plan(self, finished: Finished | None = None) -> list[Stage]:
         """The stages to run, in order: those of the first cell first, a stage that cells share only once."""
         finished = self.finished() if finished is None else finished
         needed: dict[str, Stage] = {}
+
+        def need(stage: Stage) -> None:
+            for start in stage.needs:
+                if not self._has_weights(start, finished):
+                    need(start)
+            needed.setdefault(stage.digest, stage)
+
         for cell in self.cells:
-            if cell.evaluation.digest in finished:
-                continue
-            chain = [cell.evaluation]
-            while (start := chain[-1].start) is not None and not self._has_weights(start, finished):
-                chain.append(start)
-            needed |= {stage.digest: stage for stage in reversed(chain)}
+            for evaluation in cell.evaluations.values():
+                if not self._is_done(evaluation, finished):
+                    need(evaluation)
         return list(needed.values())
 
     def describe(self) -> str:
@@ -85,7 +113,7 @@ class Runner:
         lines = [f"study {self.study.name}: {counts}"]
         lines += [
             f"{how[self._can_resume(stage, finished)]:8}{stage.name}  [{stage.digest}]"
-            + (f" from [{stage.start.digest}]" if stage.start else "")
+            + (f" from {', '.join(f'[{start.digest}]' for start in stage.needs)}" if stage.needs else "")
             for stage in stages
         ]
         return "\n".join(lines)
@@ -93,7 +121,7 @@ class Runner:
     def run(self) -> dict[str, str]:
         """Run what is to run; a stage that fails stops only those that start from it.
 
-        Every start, end and fault is printed, and ``results.csv`` in the folder grows with each finished cell.
+        Every start, end and fault is printed, and ``results.csv`` in the report grows with each finished cell.
 
         Returns:
             Why each failed stage failed, by the name of its run; empty when all went well.
@@ -114,11 +142,14 @@ class Runner:
     def finished_cells(self) -> int:
         """How many cells are finished."""
         finished = self.finished()
-        return sum(cell.evaluation.digest in finished for cell in self.cells)
+        return sum(all(self._is_done(each, finished) for each in cell.evaluations.values()) for cell in self.cells)
 
     def write_results(self) -> None:
-        """Bring ``results.csv`` in the folder up to date."""
-        write_results(self.study, self.cells, self.finished(), self.output)
+        """Bring ``results.csv`` in the report up to date."""
+        self.report.mkdir(parents=True, exist_ok=True)
+        finished = self.finished()
+        client = MlflowClient(self.tracking_uri) if finished else None
+        write_results(self.study, self._all_cells, finished, client, self.report)
 
     def folder(self, stage: Stage) -> Path:
         """Where a stage writes."""
@@ -161,9 +192,9 @@ class Runner:
         folder = self.folder(stage)
         trained = folder if stage.kind != "evaluating" else self.folder(_start(stage))
         pretrained = self.folder(_start(stage)) if stage.kind == "finetuning" else folder
-        configs = [str(self.study.bundle / "configs" / name) for name in STAGES[stage.kind]]
+        configs = [str(stage.bundle / "configs" / name) for name in STAGES[stage.kind]]
         settings = {
-            "bundle_root": str(self.study.bundle),
+            "bundle_root": str(stage.bundle),
             "config_file": configs,
             "dataset_dir": str(self.study.dataset_dir),
             "ckpt_dir": str(trained),
@@ -172,11 +203,16 @@ class Runner:
             "tracking_uri": self.tracking_uri,
             "experiment": self.study.name,
             "run_name": stage.name,
+            **({"single_weights": str(self.folder(stage.single) / "model.pt")} if stage.single else {}),
             **stage.settings,
-            **_with_tags(self._tags[stage.kind], stage.tags),
+            **_with_tags(self._tags[stage.bundle, stage.kind], stage.tags),
         }
         words = [word for key, value in settings.items() for word in (f"--{key}", literal(value))]
         return [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", stage.kind, *words]
+
+    def _is_done(self, evaluation: Stage, finished: Finished) -> bool:
+        """Whether MLflow holds an evaluation, or the report does that goes on from another store."""
+        return evaluation.digest in finished or evaluation.digest in self._reported
 
     def _has_weights(self, stage: Stage, finished: Finished) -> bool:
         """Whether weights of a finished run of the stage lie in its folder, not those of a broken repetition."""
@@ -223,11 +259,11 @@ class _Queue:
 
     def _start_ready(self) -> None:
         for stage in list(self.waiting.values()):
-            start = stage.start.digest if stage.start else ""
-            if start in self.failed:
+            starts = [start.digest for start in stage.needs]
+            if failed := [start for start in starts if start in self.failed]:
                 del self.waiting[stage.digest]
-                self._fail(stage, f"{self.stages[start].kind} [{start}], which it starts from, failed")
-            elif start not in self.waiting and start not in self.running and len(self.running) < self.runner.jobs:
+                self._fail(stage, f"{self.stages[failed[0]].kind} [{failed[0]}], which it starts from, failed")
+            elif len(self.running) < self.runner.jobs and not {*starts} & {*self.waiting, *self.running}:
                 del self.waiting[stage.digest]
                 print(f"[{self._number()}/{self.total}] {stage.name}  [{stage.digest}]", flush=True)
                 self.running[stage.digest] = (self.runner.launch(stage, self.lock), time.monotonic())
@@ -281,38 +317,51 @@ def _with_tags(there: Any, tags: Mapping[str, str]) -> dict[str, Any]:
     return {"tracked#tags": f"$dict({str(there).removeprefix('$')}, **{dict(tags)!r})"}
 
 
-def _read_tags(study: Study, cells: list[Cell]) -> dict[str, Any]:
-    """The tags in the configs of each stage that the cells have.
+def _read_tags(cells: list[Cell]) -> dict[tuple[Path, str], Any]:
+    """The tags in the configs of each stage that the cells have, by bundle and kind of the stage.
 
     Raises:
-        StudyError: when an override names a key that the configs lack, which MONAI would take without a word.
+        StudyError: when a bundle is not of the kind that its network needs, or an override names a key that the configs
+            lack, which MONAI would take without a word.
     """
-    tags: dict[str, Any] = {}
-    parsers: dict[str, ConfigParser] = {}
+    tags: dict[tuple[Path, str], Any] = {}
+    parsers: dict[tuple[Path, str], ConfigParser] = {}
     for cell in cells:
-        for stage in cell.stages:
-            names = STAGES[stage.kind]
-            if stage.kind not in parsers:
-                paths = [study.bundle / "configs" / name for name in names]
-                if absent := [path.name for path in paths if not path.is_file()]:
-                    raise StudyError(
-                        f"bundle {study.bundle.name} has no {', '.join(absent)}, which {stage.kind} needs."
-                    )
-                parsers[stage.kind] = ConfigParser(ConfigParser.load_config_files([str(path) for path in paths]))
-                if "single_weights" in parsers[stage.kind]:
-                    raise StudyError(
-                        f"bundle {study.bundle.name} needs the weights of another network, which a study does not "
-                        "follow: name a bundle that stands alone."
-                    )
-                tags[stage.kind] = parsers[stage.kind].get("tracked#tags")
+        for stage in (*cell.stages, *cell.evaluations.values()):
+            key = stage.bundle, stage.kind
+            if key not in parsers:
+                parsers[key] = _read_configs(stage)
+                tags[key] = parsers[key].get("tracked#tags")
+            _check_network(stage, parsers[key])
             if stage.kind != "evaluating":  # which gets the keys of a fine-tuning too
-                unknown = [key for key in stage.settings if key not in parsers[stage.kind]]
+                unknown = [setting for setting in stage.settings if setting not in parsers[key]]
                 if unknown:
                     raise StudyError(
-                        f"the {stage.kind} of arm {cell.arm.title} sets {', '.join(unknown)}, which the bundle's "
-                        f"{' + '.join(names)} do not have: mend the arm or the budget."
+                        f"the {stage.kind} of arm {cell.arm.title} sets {', '.join(unknown)}, no key of "
+                        f"{' + '.join(STAGES[stage.kind])} of bundle {stage.bundle.name}: mend the arm or the budget."
                     )
     return tags
+
+
+def _read_configs(stage: Stage) -> ConfigParser:
+    """The bundle's configs that a stage is run with."""
+    name = stage.bundle.name
+    paths = [stage.bundle / "configs" / config for config in STAGES[stage.kind]]
+    if absent := [path.name for path in paths if not path.is_file()]:
+        raise StudyError(f"bundle {name} has no {', '.join(absent)}, which {stage.kind} needs.")
+    return ConfigParser(ConfigParser.load_config_files([str(path) for path in paths]))
+
+
+def _check_network(stage: Stage, parser: ConfigParser) -> None:
+    """Refuse a bundle that stands alone for a cascade, and one that does not for a single network."""
+    is_cascade = stage.tags["network"] == CASCADE
+    if is_cascade and "single_weights" not in parser:
+        raise StudyError(f"bundle {stage.bundle.name} takes no single_weights: it is no {CASCADE}.")
+    if not is_cascade and "single_weights" in parser:
+        raise StudyError(
+            f"bundle {stage.bundle.name} needs the weights of a single network: name it under {CASCADE}, and a bundle "
+            "that stands alone for the single network."
+        )
 
 
 def _start(stage: Stage) -> Stage:

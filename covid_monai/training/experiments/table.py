@@ -1,38 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a study has found, read from MLflow alone: results.csv, table.md, and one plot a metric."""
+"""The report of a study: results.csv and cases.csv from MLflow, and of them table.md and its pictures."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-import tempfile
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
-from urllib.parse import urlparse
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from mlflow import MlflowClient
-from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
 from scipy.stats import wilcoxon
 
-from covid_monai.training.experiments.study import Arm, Cell, Study, StudyError
+from covid_monai.training.experiments.files import write
+from covid_monai.training.experiments.pictures import coach_masks, metric_panels
+from covid_monai.training.experiments.results import (
+    Finished,
+    Results,
+    evaluated,
+    finished_runs,
+    read_results,
+    write_results,
+)
+from covid_monai.training.experiments.study import CASCADE, SINGLE, Arm, Cell, Network, Study, StudyError
 
-__all__ = ["Comparison", "Finished", "compare", "finished_runs", "holm", "write_results", "write_table"]
+__all__ = ["Comparison", "compare", "holm", "write_table"]
 
-Finished = Mapping[str, Sequence[Run]]
-"""Finished runs by their tag ``cell``, the newest first."""
-
-CASES = "cases.json"
-PAGE = 1000
 NOTICE = "For research use only, not a medical device."
+TITLES = {SINGLE: "Single network", CASCADE: "Cascade"}
+PICTURES = "coach_masks_"
 
 
 @dataclass(frozen=True)
@@ -48,34 +47,6 @@ class Comparison:
     cases: int
     median: float
     p: float
-
-
-def finished_runs(tracking_uri: str, study: str) -> dict[str, list[Run]]:
-    """Read the finished runs of a study, by their tag ``cell`` and the newest first; none where there is no store yet.
-
-    Args:
-        tracking_uri: where MLflow keeps its runs.
-        study: name of the study and of its experiment.
-    """
-    parsed = urlparse(tracking_uri)
-    if parsed.scheme == "sqlite" and not Path(parsed.path.removeprefix("/")).exists():
-        return {}  # MLflow would make it
-    client = MlflowClient(tracking_uri)
-    experiment = client.get_experiment_by_name(study)
-    if experiment is None:
-        return {}
-    found: dict[str, list[Run]] = {}
-    token = None
-    while True:
-        page = client.search_runs(
-            [experiment.experiment_id], "attributes.status = 'FINISHED'", max_results=PAGE, page_token=token,
-            order_by=["attributes.end_time DESC"],
-        )  # fmt: skip
-        for run in page:
-            if "cell" in run.data.tags:
-                found.setdefault(run.data.tags["cell"], []).append(run)
-        if not (token := page.token):
-            return found
 
 
 def compare(arm: Sequence[Mapping[str, float]], reference: Sequence[Mapping[str, float]]) -> Comparison | None:
@@ -112,169 +83,170 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def write_results(study: Study, cells: Sequence[Cell], finished: Finished, output: Path) -> Path:
-    """Write ``results.csv``: a row a cell in the study's order, with empty metrics where it is missing.
+def write_table(study: Study, report: Path, tracking_uri: str) -> list[Path]:
+    """Bring ``results.csv`` and ``cases.csv`` up to date from MLflow, and write the table and its pictures.
 
-    Returns:
-        Path of the file.
-    """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["arm", "fraction", "seed", "state", *study.metrics, "run_id", "cell"])
-    for cell in cells:
-        digest = cell.evaluation.digest
-        run = _newest(finished, cell)
-        values = ["" if run is None else run.data.metrics.get(metric, "") for metric in study.metrics]
-        state, run_id = ("missing", "") if run is None else ("finished", run.info.run_id)
-        writer.writerow([cell.arm.title, f"{cell.fraction:g}", cell.seed, state, *values, run_id, digest])
-    return _write(output / "results.csv", text.getvalue().encode())
-
-
-def write_table(study: Study, output: Path, tracking_uri: str) -> list[Path]:
-    """Write ``results.csv``, ``table.md`` and a plot ``<metric>.png`` for each metric.
-
-    Where runs are of different data, those on the data of the newest evaluation count.
+    These are ``table.md``, ``<network>_<side>.png`` with the metrics, and ``coach_masks_<arm>.png`` for each
+    pre-training with a coach that MLflow holds. Cells of which MLflow knows nothing count as the files hold them. Where
+    runs are of different data, those on the data of the newest evaluation count.
 
     Args:
         study: the study; its data and weights need not be there.
-        output: folder to write into; made when missing.
+        report: folder to write into; made when missing.
         tracking_uri: where MLflow keeps the study's runs.
 
     Returns:
         Paths of the files.
 
     Raises:
-        StudyError: when MLflow holds no evaluation of this study.
+        StudyError: when neither MLflow nor the report holds an evaluation of this study, or a file that is there is not
+            of a study.
     """
     finished = finished_runs(tracking_uri, study.name)
-    evaluations = [run for runs in finished.values() for run in runs if run.data.tags.get("stage") == "evaluating"]
-    if not evaluations:
+    data_hash = _data_hash(finished, report)
+    if data_hash is None:
         raise StudyError(f"{tracking_uri} holds no finished evaluation of study {study.name}: run the study first.")
-    data_hash = max(evaluations, key=lambda run: run.info.end_time).data.tags.get("data_hash", "")
     cells = study.cells(data_hash)
-    output.mkdir(parents=True, exist_ok=True)
-    paths = [write_results(study, cells, finished, output)]
-    held = [run for cell in cells if (run := _newest(finished, cell)) is not None]
+    report.mkdir(parents=True, exist_ok=True)
+    client = MlflowClient(tracking_uri) if finished else None
+    results = write_results(study, cells, finished, client, report)
+    paths = [report / "results.csv"]
+    paths += [report / "cases.csv"] if (report / "cases.csv").exists() else []
+    lines = [f"# {study.name}", "", *_head(study, cells, results, data_hash)]
+    for network in study.networks:
+        lines += ["", f"## {TITLES[network.name]}"]
+        own = [cell for cell in cells if cell.network is network]
+        for side in study.evaluate_on:
+            part = _Side(study, network, side, own, results)
+            lines += ["", f"### Side {side}", "", *part.lines()]
+            if part.metrics:
+                paths.append(write(report / part.picture, part.panels()))
+    pictures = dict(_coach_pictures(client, cells, finished, report)) if client else {}
+    paths += [write(report / name, content) for name, content in pictures.items()]
+    lines += [*_coach_section(report), "", NOTICE, ""]
+    return [*paths, write(report / "table.md", "\n".join(lines).encode())]
+
+
+def _data_hash(finished: Finished, report: Path) -> str | None:
+    """Hash of the data of the newest evaluation in MLflow, else of the first row in the report that has one."""
+    evaluations = [run for runs in finished.values() for run in runs if run.data.tags.get("stage") == "evaluating"]
+    if evaluations:
+        return max(evaluations, key=lambda run: run.info.end_time).data.tags.get("data_hash", "")
+    return next((row["data_hash"] for row in read_results(report).values() if row["data_hash"]), None)
+
+
+def _head(study: Study, cells: Sequence[Cell], results: Results, data_hash: str) -> list[str]:
+    """What the table is of, and what is missing in it."""
+    finished = [cell for cell in cells if all(evaluated(results.rows[cell.digest], side) for side in cell.evaluations)]
+    counts = Counter(cell.network.name for cell in finished)
+    totals = Counter(cell.network.name for cell in cells)
+    parts = ", ".join(f"{TITLES[name].lower()} {counts[name]} of {total}" for name, total in totals.items())
+    commits = Counter(row["git_commit"] for row in results.rows.values() if row.get("git_commit"))
+    code = ", ".join(f"`{_short(commit)}` ({count} cells)" for commit, count in commits.most_common()) or "none"
     lines = [
-        f"# {study.name}",
+        f"{len(finished)} of {len(cells)} cells are finished{f' ({parts})' if len(totals) > 1 else ''}. "
+        f"Seeds: {', '.join(map(str, study.seeds))}. Data: `{data_hash[:12]}`. Code: {code}.",
         "",
-        f"{len(held)} of {len(cells)} cells are finished. Seeds: {', '.join(map(str, study.seeds))}. "
-        f"Data: `{data_hash[:12]}`. Code: {_versions(held)}.",
+        "Means ± standard deviations over the seeds, by share of the training slices that keep their labels. Below "
+        f"them each arm is tested against {study.reference}, case by case: Wilcoxon signed-rank test, two-sided, on "
+        "the values averaged over the seeds that both arms have; the difference is arm minus reference; p (Holm) is "
+        "adjusted for the number of tests in its table. The tests are over cases: they do not say how other seeds "
+        "would come out.",
     ]
-    cases = _Cases(MlflowClient(tracking_uri))
-    for metric in study.metrics:
-        table = _Metric(study, metric, {(c.arm.title, c.fraction, c.seed): _newest(finished, c) for c in cells}, cases)
-        lines += ["", *table.lines()]
-        paths.append(_write(output / f"{metric}.png", table.plot()))
-    lines += ["", NOTICE, ""]
-    return [*paths, _write(output / "table.md", "\n".join(lines).encode())]
+    if results.others:
+        lines += ["", f"{len(results.others)} rows of `results.csv` are of other data or settings: not in this table."]
+    return lines
 
 
-class _Cases:
-    """The artifacts ``cases.json`` of evaluation runs, each read once."""
+class _Side:
+    """One network on one side of the datalist: means over seeds, tests against the reference arm, and a picture."""
 
-    def __init__(self, client: MlflowClient) -> None:
-        self.client = client
-        self._read: dict[str, dict[str, dict[str, float]]] = {}
-
-    def of(self, run: Run, metric: str) -> dict[str, float]:
-        """Value of each case by its hashed id; empty when the run has none of this metric."""
-        run_id = run.info.run_id
-        if run_id not in self._read:
-            with tempfile.TemporaryDirectory() as folder:
-                try:
-                    path = Path(self.client.download_artifacts(run_id, CASES, folder))
-                    self._read[run_id] = json.loads(path.read_text(encoding="utf-8"))
-                except (MlflowException, OSError, ValueError):
-                    self._read[run_id] = {}
-        return self._read[run_id].get(metric, {})
-
-
-class _Metric:
-    """One metric of a study: means over seeds, tests against the reference arm, and a plot."""
-
-    def __init__(
-        self, study: Study, metric: str, runs: Mapping[tuple[str, float, int], Run | None], cases: _Cases
-    ) -> None:
+    def __init__(self, study: Study, network: Network, side: str, cells: Sequence[Cell], results: Results) -> None:
         self.study = study
-        self.metric = metric
-        self.runs = runs
-        self.cases = cases
-
-    def values(self, arm: Arm, fraction: float) -> list[float]:
-        """The metric of every finished seed."""
-        runs = [self.runs[arm.title, fraction, seed] for seed in self.study.seeds]
-        return [run.data.metrics[self.metric] for run in runs if run is not None and self.metric in run.data.metrics]
+        self.network = network
+        self.side = side
+        self.cells = {cell.key: cell for cell in cells}
+        self.results = results
+        self.fractions = sorted(network.fractions)
+        self.metrics = [metric for metric in network.metrics if any(self._value(c, metric) is not None for c in cells)]
+        self.picture = f"{network.name}_{side}.png"
 
     def lines(self) -> list[str]:
-        """Markdown: the table of means, the plot, and the table of tests."""
-        fractions = sorted(self.study.fractions)
-        return [
-            f"## {self.metric}",
-            "",
-            "Mean ± standard deviation over the seeds, by share of the training slices that keep their labels.",
-            "",
-            *_markdown(
-                ["arm", *(_percent(fraction) for fraction in fractions)],
-                [[arm.title, *(self._mean(arm, fraction) for fraction in fractions)] for arm in self.study.arms],
-            ),
-            "",
-            f"![{self.metric} against the label fraction]({self.metric}.png)",
-            "",
-            *self._tests(),
-        ]
+        """Markdown: the picture, and for each metric the table of means and that of tests."""
+        if not self.metrics:
+            return ["No cell is evaluated on this side yet."]
+        lines = [f"![Metrics of the {TITLES[self.network.name].lower()} on side {self.side}]({self.picture})"]
+        if absent := [metric for metric in self.network.metrics if metric not in self.metrics]:
+            lines += ["", f"Not measured on this side: {', '.join(absent)}."]
+        for metric in self.metrics:
+            lines += [
+                "", f"#### {metric}", "",
+                *_markdown(
+                    ["arm", *(_percent(fraction) for fraction in self.fractions)],
+                    [
+                        [arm.title, *(self._mean(arm, fraction, metric) for fraction in self.fractions)]
+                        for arm in self.network.arms
+                    ],
+                ),
+                *self._tests(metric),
+            ]  # fmt: skip
+        return lines
 
-    def plot(self) -> bytes:
-        """PNG: the mean over seeds against the label fraction, a line an arm, with its standard deviation."""
-        figure = Figure(figsize=(7, 4.5), dpi=150, layout="constrained")
-        axes = figure.add_subplot()
-        fractions = sorted(self.study.fractions)
-        for number, arm in enumerate(self.study.arms):
-            shift = 0.8 * (number - (len(self.study.arms) - 1) / 2)  # percent, so that bars do not hide each other
-            points = [(100 * f + shift, v) for f in fractions if (v := self.values(arm, f))]
-            axes.errorbar(
-                [x for x, _ in points],
-                [fmean(v) for _, v in points],
-                yerr=[stdev(v) if len(v) > 1 else 0.0 for _, v in points],
-                label=arm.title if points else f"{arm.title} (missing)",
-                marker="o", markersize=4, capsize=3, linewidth=1.2,
-            )  # fmt: skip
-        axes.set_xticks([100 * fraction for fraction in fractions])
-        axes.set(xlabel="labelled share of the training slices (%)", ylabel=f"{self.metric}, mean ± s.d. over seeds")
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-        buffer = io.BytesIO()
-        FigureCanvasAgg(figure).print_png(buffer)
-        return buffer.getvalue()
+    def panels(self) -> bytes:
+        """PNG: a panel a metric."""
+        return metric_panels(
+            [
+                (
+                    metric,
+                    [
+                        (arm.title, [(fraction, self._values(arm, fraction, metric)) for fraction in self.fractions])
+                        for arm in self.network.arms
+                    ],
+                )
+                for metric in self.metrics
+            ],
+            self.fractions,
+        )
 
-    def _mean(self, arm: Arm, fraction: float) -> str:
-        values, seeds = self.values(arm, fraction), len(self.study.seeds)
+    def _cells(self, arm: Arm, fraction: float) -> list[Cell]:
+        """The cells of every seed."""
+        return [self.cells[self.network.name, arm.title, fraction, seed] for seed in self.study.seeds]
+
+    def _value(self, cell: Cell, metric: str) -> float | None:
+        return self.results.value(cell, self.side, metric)
+
+    def _values(self, arm: Arm, fraction: float, metric: str) -> list[float]:
+        """The metric of every finished seed."""
+        values = (self._value(cell, metric) for cell in self._cells(arm, fraction))
+        return [value for value in values if value is not None]
+
+    def _mean(self, arm: Arm, fraction: float, metric: str) -> str:
+        values, seeds = self._values(arm, fraction, metric), len(self.study.seeds)
         if not values:
             return "missing"
         spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
         partial = f" ({len(values)} of {seeds} seeds)" if len(values) < seeds else ""
         return f"{fmean(values):.3f}{spread}{partial}"
 
-    def _tests(self) -> list[str]:
+    def _tests(self, metric: str) -> list[str]:
         rows: list[tuple[str, float, int, Comparison | None]] = []
-        for fraction in sorted(self.study.fractions):
-            for arm in self.study.arms:
+        for fraction in self.fractions:
+            for arm in self.network.arms:
                 if arm.title != self.study.reference:
-                    pairs = self._pairs(arm, fraction)
+                    pairs = self._pairs(arm, fraction, metric)
                     comparison = compare([a for a, _ in pairs], [b for _, b in pairs])
                     rows.append((arm.title, fraction, len(pairs), comparison))
-        if not rows:
+        tests = [comparison.p for *_, comparison in rows if comparison is not None]
+        if not tests:
             return []
-        adjusted = iter(holm([comparison.p for *_, comparison in rows if comparison is not None]))
-        count = sum(comparison is not None for *_, comparison in rows)
+        adjusted = iter(holm(tests))
         return [
-            f"Each arm against {self.study.reference}, case by case: Wilcoxon signed-rank test, two-sided, on the "
-            "values averaged over the seeds that both arms have; the difference is arm minus reference. p (Holm) is "
-            f"adjusted for the {count} tests of this table. The test is over cases: it does not say how other seeds "
-            "would come out.",
             "",
             *_markdown(
-                ["arm", "labels", "seeds", "cases", "median difference", "p", "p (Holm)"],
+                [
+                    f"against {self.study.reference}", "labels", "seeds", "cases", "median difference", "p",
+                    f"p (Holm, {len(tests)} tests)",
+                ],
                 [
                     [title, _percent(fraction), str(seeds), *["missing"] * 4]
                     if comparison is None
@@ -287,27 +259,50 @@ class _Metric:
             ),
         ]  # fmt: skip
 
-    def _pairs(self, arm: Arm, fraction: float) -> list[tuple[dict[str, float], dict[str, float]]]:
+    def _pairs(self, arm: Arm, fraction: float, metric: str) -> list[tuple[dict[str, float], dict[str, float]]]:
         """Values by case of the arm and of the reference, for every seed of which both have them."""
         pairs = []
-        for seed in self.study.seeds:
-            runs = self.runs[arm.title, fraction, seed], self.runs[self.study.reference, fraction, seed]
-            if runs[0] is not None and runs[1] is not None:
-                pair = self.cases.of(runs[0], self.metric), self.cases.of(runs[1], self.metric)
-                if all(pair):
-                    pairs.append(pair)
+        for cell in self._cells(arm, fraction):
+            reference = self.cells[self.network.name, self.study.reference, fraction, cell.seed]
+            pair = (
+                self.results.cases.of(cell.digest, self.side, metric),
+                self.results.cases.of(reference.digest, self.side, metric),
+            )
+            if all(pair):
+                pairs.append(pair)
         return pairs
 
 
-def _newest(finished: Finished, cell: Cell) -> Run | None:
-    """The newest finished evaluation of a cell."""
-    return next(iter(finished.get(cell.evaluation.digest, [])), None)
+def _coach_pictures(
+    client: MlflowClient, cells: Sequence[Cell], finished: Finished, report: Path
+) -> Iterator[tuple[str, bytes]]:
+    """Name and content of a picture for each arm with a coach's masks; arms that share a pre-training have one."""
+    done: set[tuple[str, str]] = set()
+    for cell in cells:
+        stage = next((stage for stage in cell.own_stages if stage.kind == "pretraining"), None)
+        if stage is None or (cell.network.name, cell.arm.title) in done:
+            continue
+        for run in finished.get(stage.digest, [])[:1]:
+            if (content := coach_masks(client, run)) is not None:
+                same = [c for c in cells if stage.digest in [s.digest for s in c.own_stages]]
+                done |= {c.key[:2] for c in same}
+                prefix = f"{CASCADE}_" if cell.network.name == CASCADE else ""
+                yield f"{PICTURES}{prefix}{_file_name(cell.arm.title)}.png", content
 
 
-def _versions(runs: Sequence[Run]) -> str:
-    """The commits that the runs are of, and how many each."""
-    counts = Counter(run.data.tags.get("git_commit", "unknown") for run in runs)
-    return ", ".join(f"`{_short(commit)}` ({count} cells)" for commit, count in counts.most_common()) or "none"
+def _coach_section(report: Path) -> list[str]:
+    """Markdown of the pictures that lie in the report, of whichever run they are."""
+    files = sorted(report.glob(f"{PICTURES}*.png"))
+    if not files:
+        return []
+    lines = ["", "## What the coach erased", "", "Slices that were not trained on; erased cells are tinted."]
+    for file in files:
+        lines += ["", f"![{file.stem}]({file.name})"]
+    return lines
+
+
+def _file_name(title: str) -> str:
+    return re.sub(r"\W+", "_", title).strip("_").lower()
 
 
 def _short(commit: str) -> str:
@@ -326,17 +321,3 @@ def _is_finite(value: Any) -> bool:
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = [list(head), ["---"] * len(head), *map(list, rows)]
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
-
-
-def _write(path: Path, content: bytes) -> Path:
-    """Write a file whole or not at all."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        temporary = Path(file.name)
-        try:
-            file.write(content)
-            file.flush()
-            temporary.chmod(0o644)
-            return temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
