@@ -19,7 +19,7 @@ $(BIN)/covid-monai: setup.cfg pyproject.toml
 
 install: $(BIN)/covid-monai  ## make .venv and install everything into it
 
-demo: install  ## train on synthetic slices, analyse a synthetic CT, compare with its known truth
+demo: install  ## analyse a synthetic CT with the shipped model, compare with its known truth
 	rm -rf $(DEMO)
 	$(BIN)/covid-monai demo --output $(DEMO)
 

@@ -19,7 +19,7 @@ from covid_monai import __version__, cli, inference
 from covid_monai.datasets import load_datalist
 from covid_monai.datasets.phantom import Lesions, Phantom, make_phantom
 from covid_monai.inference import default_bundle
-from covid_monai.networks import weights_sha256
+from covid_monai.networks import load_weights, save_weights, weights_sha256
 from covid_monai.reports import FILES
 
 COMMANDS = (
@@ -34,7 +34,6 @@ COMMANDS = (
     ["data", "prepare"],
     ["data", "phantom"],
 )
-BUNDLES = ("lung_ct_infection_segmentation", "lung_ct_ggo_consolidation_segmentation")
 SMALL_PHANTOMS = ["--option", "patients=3", "--option", "slices=2", "--option", "size=48", "--option", "healthy=0"]
 
 
@@ -378,9 +377,52 @@ def test_weights_that_are_not_there_are_2_and_it_is_said_what_to_do(
     assert result.code == 2
     (line,) = result.faults
     assert line == (
-        f"covid-monai: no weights at {tmp_path}/untrained/models/model.pt: train this bundle as its docs/README.md "
-        "says, or give a trained one with --bundle DIR."
+        f"covid-monai: no weights at {tmp_path}/untrained/models/model.pt: install the package again for those it "
+        "comes with, or name those of a training with --weights FILE."
     )
+    assert not (tmp_path / "results").exists()
+
+
+def test_the_default_bundle_is_used_when_none_is_named_and_the_model_is_told(
+    run: Callable[..., Result], other_scan: Path, tiny_cascade_bundle: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    monkeypatch.setattr(inference, "default_bundle", lambda: tiny_cascade_bundle)
+    result = run("analyse", other_scan, "--output", tmp_path / "results")
+    assert (result.code, result.err) == (0, "")
+    digest = weights_sha256(tiny_cascade_bundle / "models" / "model.pt")
+    version = json.loads((tiny_cascade_bundle / "configs" / "metadata.json").read_text())["version"]
+    told = f"model: lung_ct_ggo_consolidation_segmentation {version}, weights {digest[:12]}"
+    assert result.out.splitlines()[0] == told
+    record = json.loads((tmp_path / "results" / "analysis.json").read_text())
+    assert record["method"]["model"]["weights_sha256"] == digest
+
+
+def test_weights_of_a_training_are_taken_when_they_are_named(
+    analyse: Callable[..., Result], other_scan: Path, tiny_bundle: Path, tmp_path: Path
+):
+    state = {name: tensor + 1 for name, tensor in load_weights(tiny_bundle / "models" / "model.pt").items()}
+    digest = save_weights(state, tmp_path / "training" / "model.pt")
+    assert analyse(other_scan, "--weights", tmp_path / "training" / "model.pt").code == 0
+    record = json.loads((tmp_path / "results" / "analysis.json").read_text())
+    assert record["method"]["model"]["weights_sha256"] == digest
+
+
+def test_named_weights_that_are_not_there_are_2(analyse: Callable[..., Result], other_scan: Path, tmp_path: Path):
+    result = analyse(other_scan, "--weights", "nowhere.pt")
+    assert result.code == 2
+    (line,) = result.faults
+    assert line.startswith("covid-monai: no weights at nowhere.pt: ")
+    assert not (tmp_path / "results").exists()
+
+
+def test_named_weights_of_another_network_are_2(
+    analyse: Callable[..., Result], other_scan: Path, tiny_cascade_bundle: Path, tmp_path: Path
+):
+    result = analyse(other_scan, "--weights", tiny_cascade_bundle / "models" / "model.pt")
+    assert result.code == 2
+    (line,) = result.faults
+    assert "does not fit the network of" in line
     assert not (tmp_path / "results").exists()
 
 
@@ -583,19 +625,20 @@ def test_scores_are_evaluated(run: Callable[..., Result], tmp_path: Path):
 
 
 @pytest.fixture
-def steps(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+def steps(monkeypatch: pytest.MonkeyPatch, tiny_cascade_bundle: Path) -> list[list[str]]:
     """The commands of the demo, which are not run: only what its last step reads is made."""
     from covid_monai import demo
 
     commands: list[list[str]] = []
 
-    def step(title: str, module: str, *words: object, environment: object = None) -> None:
-        commands.append([module, *map(str, words)])
+    def step(title: str, *words: object) -> None:
+        commands.append([str(word) for word in words])
         if "analyse" in words:
             results, patient = Path(str(words[words.index("--output") + 1])), Path(str(words[1])).parent
             write_truth_and_finding(patient, results)
 
     monkeypatch.setattr(demo, "_step", step)
+    monkeypatch.setattr(demo, "default_bundle", lambda: tiny_cascade_bundle)
     return commands
 
 
@@ -615,22 +658,16 @@ def write_truth_and_finding(patient: Path, results: Path) -> None:
     )
 
 
-def test_the_demo_trains_both_networks_and_compares_each_class(
+def test_the_demo_analyses_with_the_shipped_model_and_compares_each_class(
     run: Callable[..., Result], steps: list[list[str]], tmp_path: Path
 ):
-    result = run("demo", "--output", tmp_path / "demo")
+    folder = tmp_path / "demo"
+    result = run("demo", "--output", folder)
     assert (result.code, result.err) == (0, "")
-    single, cascade = (tmp_path / "demo" / "bundles" / name for name in BUNDLES)
-    prepare, train_single, train_cascade, phantom, analyse = steps
-    for command, own in ((train_single, single), (train_cascade, cascade)):
-        assert command[:3] == ["monai.bundle", "run", "training"]
-        assert command[command.index("--bundle_root") + 1] == str(own)
-        assert names(own) == {"LICENSE", "configs", "docs"}
-    assert "--single_weights" not in train_single
-    assert train_cascade[train_cascade.index("--single_weights") + 1] == str(single / "models" / "model.pt")
-    assert prepare[-1] == str(tmp_path / "demo" / "training" / "datalist.json")
-    assert "phantom" in phantom
-    assert analyse[analyse.index("--bundle") + 1] == str(cascade)
+    phantom, analyse = steps
+    assert phantom[:4] == ["data", "phantom", "--output", str(folder / "patient")]
+    assert analyse == ["analyse", str(folder / "patient" / "dicom"), "--output", str(folder / "results")]
+    assert str(folder / "results" / "report.html") in result.out
     table = {line[:28].strip(): line[28:].split() for line in result.out.splitlines()}
     assert table["lesions (mL)"] == ["18", "20", "0.947"]  # 2 * 18 / (18 + 20)
     assert table["ground glass (mL)"] == ["13", "10", "0.696"]  # 2 * 8 / (13 + 10)
@@ -645,6 +682,31 @@ def test_the_demo_wants_a_folder_of_its_own(run: Callable[..., Result], steps: l
     assert (result.code, steps) == (2, [])
     assert result.faults == [f"covid-monai: {tmp_path} is not empty: remove it, or choose another folder."]
     assert names(tmp_path) == {"mine.txt"}
+
+
+def test_the_demo_begins_nothing_without_the_shipped_weights(
+    run: Callable[..., Result], steps: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    tiny_cascade_bundle: Path,
+):  # fmt: skip
+    from covid_monai import demo
+
+    shutil.copytree(tiny_cascade_bundle / "configs", tmp_path / "bare" / "configs")
+    monkeypatch.setattr(demo, "default_bundle", lambda: tmp_path / "bare")
+    result = run("demo", "--output", tmp_path / "demo")
+    assert (result.code, steps) == (2, [])
+    (line,) = result.faults
+    assert line.startswith(f"covid-monai: no weights at {tmp_path}/bare/models/model.pt: install the package again")
+    assert not (tmp_path / "demo").exists()
+
+
+def test_a_step_of_the_demo_is_shown_and_a_failing_one_ends_it(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    from covid_monai import demo
+
+    with pytest.raises(ValueError, match="the step 'a scan that is not there' failed: its message stands above"):
+        demo._step("a scan that is not there", "compare-masks", tmp_path / "a.nii.gz", tmp_path / "b.nii.gz")
+    shown = capsys.readouterr()
+    assert f"$ covid-monai compare-masks {tmp_path}/a.nii.gz {tmp_path}/b.nii.gz" in shown.out
+    assert len(shown.err.splitlines()) == 1
 
 
 # data ----------------------------------------------------------------------------------------------------------------

@@ -36,6 +36,9 @@ INPUT is a folder with a DICOM series, a NIfTI file (.nii, .nii.gz), a slice ima
   lungs.nii.gz    1 right lung, 2 left lung
   regions.nii.gz  the 20 regions of the CT severity score, approximate; their names are in the file and in the report
 
+The model comes with the package, trained on CT of COVID-19; its weights may not be used commercially (see docs/ of the
+bundle). --bundle and --weights name one of your own.
+
 One input: into DIR itself. Several: into DIR/<scan id>, where the id comes from the voxels and tells nothing of the
 patient (with --keep-names into DIR/<name of the input>), and DIR/cohort.csv has one row for each of them."""
 
@@ -43,7 +46,8 @@ EXAMPLES = """\
 examples:
   covid-monai analyse scan.nii.gz --output results
   covid-monai analyse dicom/ --series 2 --output results --dicom
-  covid-monai analyse study1/ study2/ study3/ --output cohort --bundle my_bundle
+  covid-monai analyse study1/ study2/ study3/ --output cohort
+  covid-monai analyse scan.nii.gz --output results --bundle my_bundle --weights my_bundle/models/training/model.pt
   covid-monai analyse --dicomweb http://127.0.0.1:8042/dicom-web --study 1.2.3 --series 1.2.3.4 --output results \\
       --send http://127.0.0.1:8042/dicom-web
 """
@@ -85,8 +89,10 @@ def add_analyse(commands: Any) -> None:
 
 def add_model_options(command: argparse.ArgumentParser) -> None:
     """Add the options of :class:`Analyser`."""
-    command.add_argument("--bundle", type=Path, metavar="DIR", help="MONAI bundle with the model (default: the "
-                         "installed lung_ct_ggo_consolidation_segmentation)")  # fmt: skip
+    command.add_argument("--bundle", type=Path, metavar="DIR", help="MONAI bundle with the model (default: the one "
+                         "shipped, lung_ct_ggo_consolidation_segmentation)")  # fmt: skip
+    command.add_argument("--weights", type=Path, metavar="FILE", help="weights of your own training of this bundle "
+                         "(default: its models/model.pt)")  # fmt: skip
     command.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")
     command.add_argument("--floor-ml", type=float, metavar="ML", help="a place with less lesion counts as free of it")
     command.add_argument("--floor-percent", type=float, metavar="PERCENT", help="a place of whose lung less is lesion "
@@ -111,8 +117,14 @@ class Analyser:
         self.floor: NoiseFloor = _floor(options)
         self.ranges: bool = not options.no_ranges
         self.segmenter: LesionSegmenter = LesionSegmenter.from_bundle(
-            options.bundle or default_bundle(), options.device
+            options.bundle or default_bundle(), options.device, options.weights
         )
+
+    @property
+    def model(self) -> str:
+        """Name and version of the bundle, and the beginning of its weights' SHA-256."""
+        facts = self.segmenter.facts
+        return f"{facts.name} {facts.version}, weights {facts.weights_sha256[:12]}"
 
     def __call__(self, scan: CTScan, lungs: LungFinder | None = None) -> Analysis:
         """Analyse a scan, with a bar where a person watches."""
@@ -147,6 +159,7 @@ def _analyse(options: argparse.Namespace) -> int:
     from covid_monai.reports import CohortTable
 
     analyser = Analyser(options)
+    print(f"model: {analyser.model}")
     failures: list[str] = []
     written: set[Path] = set()
     with _inputs(options) as inputs:

@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = add_command(
         commands,
         "demo",
-        "train both networks on synthetic slices, analyse a synthetic CT, compare with its truth",
+        "analyse a synthetic CT with the model that is shipped, and compare with its known truth",
         _demo,
     )
     demo.add_argument("--output", required=True, type=Path, metavar="DIR", help="empty or new folder for everything")
@@ -64,7 +64,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _demo(options: argparse.Namespace) -> int:
     from covid_monai.demo import run
-    from covid_monai.inference import default_bundle
 
-    run(default_bundle().parent, options.output.resolve())
+    run(options.output.resolve())
     return OK

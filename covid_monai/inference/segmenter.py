@@ -107,7 +107,9 @@ class LesionSegmenter:
         self.classes = self._classes()
 
     @classmethod
-    def from_bundle(cls, bundle: Path, device: torch.device | str | None = None) -> LesionSegmenter:
+    def from_bundle(
+        cls, bundle: Path, device: torch.device | str | None = None, weights: Path | None = None
+    ) -> LesionSegmenter:
         """Read network, window, size, threshold and weights from a bundle.
 
         Only plain values of ``configs/inference.yaml`` are read: no expression in it is run, and the network, and every
@@ -116,8 +118,9 @@ class LesionSegmenter:
 
         Args:
             bundle: folder of a MONAI bundle with ``configs/inference.yaml``, ``configs/metadata.json`` and
-                ``models/model.pt``.
+                ``models/model.pt``; :func:`default_bundle` is the one that is shipped.
             device: where the network runs.
+            weights: others than ``models/model.pt``, such as those of a training of one's own.
 
         Raises:
             BundleError: when a file or a value is missing or not what it must be.
@@ -125,11 +128,11 @@ class LesionSegmenter:
         """
         device = _device(device)
         config, metadata = (_read(bundle / "configs" / name) for name in ("inference.yaml", "metadata.json"))
-        weights = bundle / "models" / "model.pt"
+        weights = weights or bundle / "models" / "model.pt"
         if not weights.is_file():
             raise WeightsError(
-                f"no weights at {weights}: train this bundle as its docs/README.md says, or give a trained one with "
-                "--bundle DIR."
+                f"no weights at {weights}: install the package again for those it comes with, or name those of a "
+                "training with --weights FILE."
             )
         state = load_weights(weights)
         try:
@@ -236,7 +239,7 @@ class LesionSegmenter:
 
 
 def default_bundle() -> Path:
-    """Folder of the installed bundle that is used when none is given."""
+    """Folder of the bundle that is used when none is given: the cascade, which is shipped with its weights."""
     return Path(str(files("covid_monai.bundles") / "lung_ct_ggo_consolidation_segmentation"))
 
 

@@ -32,16 +32,31 @@ def take_fraction(items: Sequence[Item], fraction: float, seed: int) -> list[Ite
     return [items[index] for index in sorted(chosen)]
 
 
-def balanced_weights(items: Sequence[Mapping[str, Any]], keys: Sequence[str] = ("dataset", "lesion")) -> list[float]:
+def balanced_weights(
+    items: Sequence[Mapping[str, Any]],
+    keys: Sequence[str] = ("dataset", "lesion"),
+    shares: Mapping[str, float] | None = None,
+) -> list[float]:
     """Weights for a ``WeightedRandomSampler`` under which every group of items is drawn equally often.
 
     Args:
         items: a datalist's items.
         keys: what makes a group: items that agree in all of them; an item without a key groups under None.
+        shares: how often the groups of a data set are drawn against 1 for those of others, by the data set's name.
 
     Returns:
         One weight an item, summing to 1; items of one group weigh the same.
+
+    Raises:
+        ValueError: if a share is not above 0.
     """
+    shares = shares or {}
+    if wrong := {name: share for name, share in shares.items() if not share > 0}:
+        raise ValueError(f"draw_shares are {wrong}: give numbers above 0.")
     groups = [tuple(item.get(key) for key in keys) for item in items]
     sizes = Counter(groups)
-    return [1.0 / (len(sizes) * sizes[group]) for group in groups]
+    weights = [
+        shares.get(item.get("dataset", ""), 1.0) / sizes[group] for item, group in zip(items, groups, strict=True)
+    ]
+    total = sum(weights)
+    return [weight / total for weight in weights]

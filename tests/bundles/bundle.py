@@ -129,12 +129,13 @@ class Bundle:
         return json.loads((self.folder / "data" / "datalist.json").read_text())[side]
 
     def weights(self, *folders: str) -> dict[str, torch.Tensor]:
-        """Weights that a training left below ``models``."""
-        return load_weights(self.folder.joinpath("models", *folders, "model.pt"))
+        """Weights that a training left below ``models``, in ``training`` unless told otherwise."""
+        return load_weights(self.folder.joinpath("models", *(folders or ("training",)), "model.pt"))
 
     def checkpoint(self, *folders: str) -> dict[str, Any]:
-        """The last state that a training left below ``models``."""
-        return torch.load(self.folder.joinpath("models", *folders, "checkpoint.pt"), weights_only=True)
+        """The last state that a training left below ``models``, in ``training`` unless told otherwise."""
+        path = self.folder.joinpath("models", *(folders or ("training",)), "checkpoint.pt")
+        return torch.load(path, weights_only=True)
 
 
 def copy_bundle(name: str, folder: Path, data: Path, database: Path, single_weights: Path) -> Bundle:

@@ -8,7 +8,7 @@ import torch
 from monai.utils import set_determinism
 
 from covid_monai.datasets import prepare
-from covid_monai.networks import InfNet, save_weights
+from covid_monai.networks import FineInfNet, save_weights
 from tests.bundles.bundle import NAMES, Bundle, copy_bundle
 
 
@@ -44,7 +44,7 @@ def single_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("single") / "model.pt"
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        save_weights(InfNet().state_dict(), path)
+        save_weights(FineInfNet().state_dict(), path)
     return path
 
 

@@ -66,7 +66,7 @@ class TestStages:
         make_phantom(6, (64, 64, 4)).write_nifti(tmp_path / "made")
         (tmp_path / "scans").mkdir()
         scan = (tmp_path / "made" / "image.nii.gz").rename(tmp_path / "scans" / "scan.nii.gz")
-        bundle.run("inferring", dataset_dir=scan.parent)
+        bundle.run("inferring", dataset_dir=scan.parent, weights="models/training/model.pt")
         mask = nibabel.load(bundle.folder / "eval" / "scan_lesions.nii.gz")
         assert mask.shape == nibabel.load(scan).shape
 
@@ -87,7 +87,8 @@ class TestStages:
 
 def export(bundle: Bundle, kind: str, file: Path) -> None:
     words = ("--meta_file", "configs/metadata.json", "--config_file", "configs/inference.yaml")
-    finished = bundle.command(kind, "network_def", "--filepath", file, "--ckpt_file", "models/model.pt", *words)
+    weights = "models/training/model.pt"
+    finished = bundle.command(kind, "network_def", "--filepath", file, "--ckpt_file", weights, *words)
     assert finished.returncode == 0, finished.stderr[-3000:]
 
 
@@ -104,7 +105,7 @@ def reference(bundle: Bundle) -> torch.nn.Module:
 def test_a_killed_training_is_closed_and_resumes(make_bundle: Callable[[str], Bundle], number: int, status: str):
     own = make_bundle(SINGLE)
     long = {**TINY, "max_epochs": 200, "patience": 200}
-    checkpoint = own.folder / "models" / "checkpoint.pt"
+    checkpoint = own.folder / "models" / "training" / "checkpoint.pt"
     with subprocess.Popen(
         own.line(*own.words("training", **long)),
         cwd=own.folder,

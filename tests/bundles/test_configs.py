@@ -135,6 +135,7 @@ def test_both_bundles_have_the_same_settings():
     }
     own |= {"validate#postprocessing", "+validate#additional_metrics", "validate#additional_metrics"}
     own |= {"validate#evaluator#additional_metrics", "imports", "+imports"}
+    own |= {"validate#key_metric#val_mean_dice#output_transform"}
     for config in ("train", "pretrain", "finetune", "evaluate", "inference", "multi_gpu_train"):
         single, cascade = (names(bundle, config) - own for bundle in (SINGLE, CASCADE))
         assert single == cascade, config
@@ -181,7 +182,8 @@ def test_augmentation_can_be_left_out(bundle: Bundle, stage: str):
     random = [name for name in augmented if name.startswith("Rand")]
     assert len(random) > 5
     assert "RandCutoutd" in random
-    assert plain == [name for name in augmented if name not in random]
+    clipping = ["ScaleIntensityRanged"]  # back into the window, after what changed the greys
+    assert plain == [name for name in augmented if name not in random + clipping]
 
 
 def test_slices_without_augmentation_are_always_the_same(bundle: Bundle):
@@ -223,6 +225,35 @@ def test_an_unknown_pretext_or_mask_is_refused(bundle: Bundle, key: str):
     with pytest.raises(RuntimeError) as error:
         bundle.workflow("pretraining", **{key: "rnadom"}).parser.get_parsed_content("task")
     assert "rnadom" in str(error.value.__cause__)
+
+
+def test_calibration_is_of_lesion_within_the_body(bundle: Bundle):
+    """A body of 24 x 32 pixels in air, whose upper half has odds of lesion of e, or e + e of two classes."""
+    image, label, logit = (torch.zeros(1, 64, 64) for _ in range(3))
+    image[:, 20:44, 16:48] = 0.8
+    label[:, 20:32, 16:48] = 2 if bundle.name == CASCADE else 1
+    logit[:, 20:32, 16:48] = 1
+    odds = 2 * torch.e if bundle.name == CASCADE else torch.e
+    pred = torch.cat([torch.zeros_like(logit), logit, logit]) if bundle.name == CASCADE else logit
+    item = {"image": image, "label": label, "pred": pred, "id": "a"}
+    after = bundle.workflow("evaluating").parser.get_parsed_content("validate#postprocessing")(item)
+    probability, mask = after["body_probability"], after["body_mask"]
+    assert probability.shape == mask.shape == (1, 24 + 2 * 4, 32 + 2 * 4)
+    assert mask.unique().tolist() == [0, 1]
+    assert (mask > 0).sum() == 12 * 32
+    assert torch.allclose(probability[mask > 0], torch.tensor(odds / (1 + odds)))
+
+
+def test_evaluation_loads_lung_masks_where_there_are_any(bundle: Bundle):
+    parser = bundle.workflow("evaluating").parser
+    preprocessing = parser.get_parsed_content("validate#preprocessing")
+    item = parser.get_parsed_content("validate#items")[0]
+    loaded = preprocessing(dict(item))
+    assert loaded.keys() == {"image", "label", "lung", "id"}
+    assert loaded["lung"].shape == loaded["image"].shape
+    assert (torch.as_tensor(loaded["lung"])[torch.as_tensor(loaded["label"]) > 0] > 0).float().mean() > 0.9
+    plain = {key: value for key, value in item.items() if key != "lung"}
+    assert preprocessing({**plain, "class_source": "stated"}).keys() == {"image", "label", "class_source", "id"}
 
 
 @pytest.mark.parametrize("name", NAMES)

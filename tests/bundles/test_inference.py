@@ -14,19 +14,15 @@ from covid_monai.datasets.phantom import Lesions, make_phantom
 from covid_monai.inference import LesionSegmenter
 from covid_monai.networks import load_weights, save_weights
 from tests.bundles.bundle import CASCADE, NAMES, Bundle
+from tests.conftest import BUNDLES
 
 
 @pytest.fixture(scope="module", params=NAMES)
-def bundle(
-    request: pytest.FixtureRequest,
-    make_bundle: Callable[[str], Bundle],
-    tiny_bundle: Path,
-    tiny_cascade_bundle: Path,
-) -> Bundle:
-    """Either bundle with random weights."""
+def bundle(request: pytest.FixtureRequest, make_bundle: Callable[[str], Bundle]) -> Bundle:
+    """Either bundle with the weights that it comes with."""
     bundle = make_bundle(request.param)
     shutil.copytree(
-        (tiny_cascade_bundle if bundle.name == CASCADE else tiny_bundle) / "models", bundle.folder / "models"
+        BUNDLES / bundle.name / "models", bundle.folder / "models", ignore=shutil.ignore_patterns("training")
     )
     return bundle
 

@@ -46,7 +46,7 @@ def test_parents_are_the_runs_whose_weights_were_taken(bundle: Bundle, runs: dic
     models = bundle.folder / "models"
     for stage, parent, weights in (
         ("finetuning", "pretraining", models / "pretraining" / "model.pt"),
-        ("evaluating", "finetuning", models / "model.pt"),
+        ("evaluating", "finetuning", models / "training" / "model.pt"),
     ):
         tags = runs[stage].data.tags
         assert tags["mlflow.parentRunId"] == runs[parent].info.run_id
@@ -87,16 +87,60 @@ def test_every_case_of_the_evaluation_is_recorded(bundle: Bundle, runs: dict[str
 
 def test_evaluation_scores(bundle: Bundle, runs: dict[str, Run]):
     metrics = runs["evaluating"].data.metrics
-    assert all(0 <= value <= 1 for name, value in metrics.items() if name.startswith("val_"))
+    wide = {"val_loss", "val_share_error"}  # a loss, and percentage points
+    assert all(0 <= value <= 1 for name, value in metrics.items() if name.startswith("val_") and name not in wide)
+    expected = {"val_calibration_error", "val_brier_score", "val_volume_dice", *wide}
     if bundle.name == CASCADE:
-        for name in ("val_dice_ggo", "val_dice_ggo_all_slices", "val_dice_consolidation_all_slices"):
-            assert name in metrics
+        expected |= {"val_dice_ggo", "val_dice_ggo_all_slices", "val_dice_consolidation_all_slices"}
+        expected |= {"val_volume_dice_ggo", "val_volume_dice_consolidation"}
     else:
-        for statistic in ("dice", "sensitivity", "specificity"):
-            assert f"val_{statistic}_over_thresholds" in metrics
+        expected |= {f"val_{each}_over_thresholds" for each in ("dice", "sensitivity", "specificity")}
+        expected |= {"val_dice_best_threshold", "val_best_threshold"}
+    assert expected <= metrics.keys()
     name = "val_dice_ggo" if bundle.name == CASCADE else "val_mean_dice"
     rows = (bundle.folder / "eval" / f"{name}_raw.csv").read_text().splitlines()
     assert len(rows) == len(bundle.items("testing")) + 1
+
+
+def test_evaluation_scores_patients(bundle: Bundle, runs: dict[str, Run]):
+    """Phantoms have lung masks, and as many volumes as patients."""
+    cases = bundle.artifact(runs["evaluating"], "cases.json")
+    patients = {item["patient"] for item in bundle.items("testing")}
+    for name in ("val_volume_dice", "val_share_error"):
+        assert cases[name].keys() == {hashed_id(patient) for patient in patients}
+        assert runs["evaluating"].data.metrics[name] == pytest.approx(np.mean(list(cases[name].values())))
+    rows = (bundle.folder / "eval" / "volumes.csv").read_text().splitlines()
+    assert len(rows) == len(patients) + 1
+
+
+def test_guessed_classes_are_not_scored(bundle: Bundle):
+    """The same slices, half of their classes said to be guessed, on another side; lungs of one patient unknown."""
+    if bundle.name != CASCADE:
+        pytest.skip("a test of the cascade")
+    path = bundle.folder / "data" / "datalist.json"
+    kept = path.read_text()
+    datalist = json.loads(kept)
+    sure, *guessed = sorted({item["patient"] for item in datalist["validation"]})
+    for item in datalist["validation"]:
+        item["class_source"] = "stated" if item["patient"] == sure else "inferred"
+        if item["patient"] == sure:
+            del item["lung"]
+    path.write_text(json.dumps(datalist))
+    try:
+        bundle.perform("evaluating", side="validation", output_dir=str(bundle.folder / "other"), run_name="other")
+    finally:
+        path.write_text(kept)
+    (run,) = [run for run in bundle.runs() if run.info.run_name == "other"]
+    bundle.client.delete_run(run.info.run_id)
+    cases = bundle.artifact(run, "cases.json")
+    of_sure = {hashed_id(item["id"]) for item in datalist["validation"] if item["patient"] == sure}
+    assert guessed
+    assert cases["val_dice_ggo"].keys() <= of_sure
+    assert cases["val_dice_ggo_all_slices"].keys() == cases["val_dice_consolidation_all_slices"].keys() == of_sure
+    assert cases["val_dice_infection"].keys() == {hashed_id(item["id"]) for item in datalist["validation"]}
+    assert cases["val_volume_dice"].keys() == {hashed_id(patient) for patient in (sure, *guessed)}
+    assert cases["val_volume_dice_ggo"].keys() == {hashed_id(sure)}
+    assert cases["val_share_error"].keys() == {hashed_id(patient) for patient in guessed}
 
 
 def test_data_of_each_run_are_named_by_hashes(bundle: Bundle, runs: dict[str, Run]):

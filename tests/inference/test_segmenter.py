@@ -18,11 +18,13 @@ from hypothesis.extra import numpy as hnp
 from covid_monai.ct import CTScan, SourceFacts, read_ct
 from covid_monai.inference import BundleError, LesionSegmenter, UprightSliceInferer, upright_hu
 from covid_monai.networks import (
+    FineInfNet,
     InfNet,
     InfNetCascade,
     MultiInfNet,
     WeightsError,
     load_weights,
+    pack_weights,
     save_weights,
     weights_sha256,
 )
@@ -245,7 +247,7 @@ def test_a_bundle_gives_its_network_weights_and_values(edit: Callable[..., Path]
     segmenter = LesionSegmenter.from_bundle(bundle, "cpu")
     assert (segmenter.window.level, segmenter.window.width, segmenter.codes.threshold) == (-500, 1400, 0.25)
     assert (segmenter.inferer.size, segmenter.inferer.batch_size) == ((48, 64), 5)
-    network = InfNet(encoder="resnet18_narrow")
+    network = FineInfNet(encoder="resnet18_narrow")
     network.load_state_dict(load_weights(bundle / "models" / "model.pt"))
     by_hand = LesionSegmenter(network, UprightSliceInferer((48, 64), 5), LungWindow(-500, 1400), 0.25, "cpu")
     scan = read_ct(phantom_folder / "image.nii.gz")
@@ -259,7 +261,11 @@ def test_a_bundle_says_what_it_is(bundle: Path):
     facts = LesionSegmenter.from_bundle(bundle, "cpu").facts
     assert (facts.name, facts.version) == ("lung_ct_infection_segmentation", metadata["version"])
     assert facts.weights_sha256 == weights_sha256(bundle / "models" / "model.pt")
-    assert facts.network == {"_target_": "covid_monai.networks.InfNet", "in_channels": 1, "encoder": "resnet18_narrow"}
+    assert facts.network == {
+        "_target_": "covid_monai.networks.FineInfNet",
+        "in_channels": 1,
+        "encoder": "resnet18_narrow",
+    }
 
 
 @pytest.mark.parametrize("name", ["inference.yaml", "metadata.json"])
@@ -422,8 +428,23 @@ def test_a_yaml_object_is_refused_and_not_made(bundle: Path):
 
 def test_missing_weights_are_refused(bundle: Path):
     (bundle / "models" / "model.pt").unlink()
-    with pytest.raises(WeightsError, match=r"no weights at .*model\.pt: train this bundle .*README\.md.* --bundle DIR"):
+    with pytest.raises(WeightsError, match=r"no weights at .*model\.pt: install the package again .*--weights FILE"):
         LesionSegmenter.from_bundle(bundle, "cpu")
+
+
+def test_weights_that_are_named_are_taken_and_recorded(bundle: Path, tmp_path: Path):
+    own = bundle / "models" / "model.pt"
+    state = {name: tensor + 1 for name, tensor in load_weights(own).items()}
+    digest = save_weights(state, tmp_path / "training" / "model.pt")
+    segmenter = LesionSegmenter.from_bundle(bundle, "cpu", tmp_path / "training" / "model.pt")
+    assert segmenter.facts.weights_sha256 == digest != weights_sha256(own)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in segmenter.network.state_dict().items())
+
+
+def test_weights_in_half_precision_are_computed_with_in_the_network_s_own(bundle: Path, tmp_path: Path):
+    pack_weights(bundle / "models" / "model.pt", tmp_path / "model.pt")
+    segmenter = LesionSegmenter.from_bundle(bundle, "cpu", tmp_path / "model.pt")
+    assert {parameter.dtype for parameter in segmenter.network.parameters()} == {torch.float32}
 
 
 def test_changed_weights_are_refused(bundle: Path):

@@ -31,6 +31,17 @@ def test_items_without_a_key_are_one_group():
     assert balanced_weights([{}, {"dataset": "a"}, {}]) == pytest.approx([1 / 4, 1 / 2, 1 / 4])
 
 
+def test_a_data_set_can_be_drawn_less_often():
+    items = [{"dataset": "phantom", "lesion": True}, *[{"dataset": "real", "lesion": flag} for flag in (True, False)]]
+    # groups of one item each at shares 0.5, 1 and 1
+    assert balanced_weights(items, shares={"phantom": 0.5}) == pytest.approx([0.2, 0.4, 0.4])
+
+
+def test_a_share_of_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"draw_shares are {'a': 0}: give numbers above 0"):
+        balanced_weights([{"dataset": "a"}], shares={"a": 0, "b": 1})
+
+
 def test_nothing_weighs_nothing():
     assert balanced_weights([]) == []
 
