@@ -24,10 +24,12 @@ from covid_monai.datasets import load_side
 from covid_monai.datasets.phantom import make_phantom, upright
 from covid_monai.datasets.slices import read_slice
 from covid_monai.inference import LesionSegmenter
+from covid_monai.reports.pictures import LUNG_WINDOW, grey, nearest, tint
 from covid_monai.severity import ThresholdLungs
-from covid_monai.transforms import GreyToHU, LungWindow
+from covid_monai.transforms import GreyToHU
 
 WORST = 6
+SIDE = 256
 
 Case = tuple[str, str, np.ndarray]
 """Set, patient, and one upright slice (H, W) in HU."""
@@ -89,11 +91,10 @@ def draw(cases: list[tuple[int, str, np.ndarray, np.ndarray]]) -> Image.Image:
     """Slices above, the same with what was marked below."""
     columns = []
     for _, _, hu, marked in cases:
-        grey = (255 * np.asarray(LungWindow()(hu))).astype(np.uint8)
-        plain = np.repeat(grey[..., None], 3, 2)
-        tinted = np.where(marked[..., None], (plain * 0.5 + np.array([127, 0, 0])).astype(np.uint8), plain)
-        pair = [np.asarray(Image.fromarray(picture).resize((256, 256))) for picture in (plain, tinted)]
-        columns.append(np.concatenate(pair))
+        plain = np.asarray(grey(hu, LUNG_WINDOW, SIDE, SIDE).convert("RGB"))
+        tinted = plain.copy()
+        tint(tinted, nearest(marked, SIDE, SIDE), (255, 0, 0), 0.5)
+        columns.append(np.concatenate([plain, tinted]))
     return Image.fromarray(np.concatenate(columns, 1))
 
 
