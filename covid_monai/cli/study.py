@@ -12,8 +12,6 @@ from covid_monai.cli.shell import OK, SOME_FAILED, Help, add_command, complain
 
 __all__ = ["add_study"]
 
-NETWORKS = ("single", "cascade")
-
 
 def add_study(commands: Any) -> None:
     """Add ``study`` and its subcommands."""
@@ -31,7 +29,7 @@ def add_study(commands: Any) -> None:
         )
         command.add_argument("--tracking_uri", metavar="URI", help="MLflow store (default: mlflow.db in --output)")
     run.add_argument("--dataset_dir", type=Path, metavar="DIR", help="folder of datalist.json instead of the study's")
-    run.add_argument("--network", choices=NETWORKS, help="run the cells of this network alone")
+    run.add_argument("--network", metavar="NAME", help="run the cells of this network alone, single or cascade")
     run.add_argument("--jobs", type=int, default=1, metavar="N", help="stages that run at once (default 1)")
     run.add_argument("--dry-run", action="store_true", help="only show what would run")
 

@@ -6,6 +6,7 @@ lung are left out. Items carry ``class_source``: "stated" where both classes are
 the lesion was guessed from its HU (the lesion itself is sure; slice-image form only), "none" without lesion.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -27,7 +28,13 @@ PATIENTS = {1: "1", 2: "2+3", 3: "2+3", 4: "4", 5: "5", 6: "6+7", 7: "6+7", 8: "
 
 
 def read(
-    source: Path, unpack: Path, seed: int, *, validation: Sequence[int] = (5, 8), axes: str | None = None
+    source: Path,
+    unpack: Path,
+    seed: int,
+    *,
+    validation: Sequence[int] = (5, 8),
+    axes: str | None = None,
+    every: int = 1,
 ) -> Sides:
     """Read MedSeg's NIfTI folders, or the slice-image form.
 
@@ -40,6 +47,7 @@ def read(
         seed: not needed: the split is by volume.
         validation: volumes (1..9) to validate on, with all volumes of the same patients; training takes the rest.
         axes: of all NIfTI volumes, instead of their stored orientation, such as "LPS".
+        every: of each volume's slices take every n-th, from the first on; 1 is all.
 
     Raises:
         DatasetError: if an option or a file is not as it must be.
@@ -48,10 +56,16 @@ def read(
     unknown = [volume for volume in validation if isinstance(volume, bool) or volume not in list(PATIENTS)]
     if unknown:
         raise DatasetError(f"no volume {unknown} to validate on: there are 1..{len(PATIENTS)}")
+    if every < 1:
+        raise DatasetError(f"every is {every}: give 1 for all slices, 3 for each third")
     held_out = {PATIENTS[volume] for volume in validation}
     items = _slice_form(source) if (source / "images").is_dir() else _nifti_form(source, unpack, axes)
     sides: Sides = {"training": [], "validation": [], "testing": []}
+    seen: Counter[int] = Counter()
     for volume, z, item in items:
+        seen[volume] += 1
+        if (seen[volume] - 1) % every:
+            continue
         item["patient"] = f"medseg_radiopaedia9/{PATIENTS[volume]}"
         item["id"] = f"medseg_radiopaedia9/{volume}/{z:03d}"
         sides["validation" if PATIENTS[volume] in held_out else "training"].append(item)

@@ -303,12 +303,22 @@ def test_radiopaedia_unlabelled_keeps_lung_masks_and_lines(radiopaedia_slices, t
         prepare("medseg_radiopaedia9", radiopaedia_slices, out, append=True)
 
 
+def test_radiopaedia_takes_every_second_slice_of_each_volume(radiopaedia_slices, tmp_path):
+    summary = prepare("medseg_radiopaedia9", radiopaedia_slices, tmp_path / "list.json", validation=(1, 2), every=2)
+    assert summary.slices == {"training": 6, "validation": 3, "testing": 0, "unlabelled": 0}
+    datalist = load_datalist(tmp_path / "list.json")
+    assert {item["id"] for item in datalist["validation"]} == {f"medseg_radiopaedia9/{n}/001" for n in (1, 2, 3)}
+
+
 def test_radiopaedia_slice_form_refuses(radiopaedia_slices, tmp_path):
     out = tmp_path / "list.json"
     with pytest.raises(DatasetError, match=r"no volume \[10\] to validate on"):
         prepare("medseg_radiopaedia9", radiopaedia_slices, out, validation=[10])
     with pytest.raises(DatasetError, match=r"no volume \[\[1\], 'a', True\] to validate on: there are 1\.\.9"):
         prepare("medseg_radiopaedia9", radiopaedia_slices, out, validation=[[1], "a", True, 5])
+    for wrong in (0, 1.5, True):
+        with pytest.raises(DatasetError, match=rf"every is {wrong}[:,] give"):
+            prepare("medseg_radiopaedia9", radiopaedia_slices, out, every=wrong)
     (radiopaedia_slices / "lung_masks" / "v3_z002.png").unlink()
     with pytest.raises(LayoutError, match=r"slice v3_z002, which index\.csv names"):
         prepare("medseg_radiopaedia9", radiopaedia_slices, out)
