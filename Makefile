@@ -5,8 +5,11 @@ BIN := $(VENV)/bin
 DEMO := demo
 TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
+LABEL_PORT ?= 8000
+ORTHANC_PORT ?= 8042
+
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-all docs lint bench build clean
+.PHONY: help install label-install label demo test test-slow test-all docs lint bench build clean
 
 help:  ## list these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -18,6 +21,17 @@ $(BIN)/covid-monai: setup.cfg pyproject.toml
 	@touch $@
 
 install: $(BIN)/covid-monai  ## make .venv and install everything into it
+
+# MONAI Label and pydicom-seg name older packages, and torchvision, as their needs: what they really import is the extra
+$(VENV)/label-installed: $(BIN)/covid-monai setup.cfg
+	$(BIN)/python -m pip install --quiet --editable '.[label]'
+	$(BIN)/python -m pip install --quiet --no-deps monailabel==0.8.5 pydicom-seg==0.4.1
+	@touch $@
+
+label-install: $(VENV)/label-installed  ## put MONAI Label into .venv
+
+label: label-install  ## Orthanc with two synthetic patients, and MONAI Label with OHIF on it
+	$(BIN)/python -m covid_monai.label.demo label-demo $(LABEL_PORT) $(ORTHANC_PORT)
 
 demo: install  ## analyse a synthetic CT with the shipped model, compare with its known truth
 	rm -rf $(DEMO)

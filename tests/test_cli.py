@@ -33,6 +33,10 @@ COMMANDS = (
     ["data", "list"],
     ["data", "prepare"],
     ["data", "phantom"],
+    ["study"],
+    ["model"],
+    *(["model", name] for name in ("register", "list", "compare", "promote", "rollback", "pull", "export")),
+    ["label"],
 )
 SMALL_PHANTOMS = ["--option", "patients=3", "--option", "slices=2", "--option", "size=48", "--option", "healthy=0"]
 

@@ -93,6 +93,8 @@ def add_model_options(command: argparse.ArgumentParser) -> None:
                          "shipped, lung_ct_ggo_consolidation_segmentation)")  # fmt: skip
     command.add_argument("--weights", type=Path, metavar="FILE", help="weights of your own training of this bundle "
                          "(default: its models/model.pt)")  # fmt: skip
+    command.add_argument("--model", metavar="URI", help="registered model in place of --bundle: models:/NAME@champion, "
+                         "models:/NAME/NUMBER; from MLFLOW_TRACKING_URI or sqlite:///mlflow.db")  # fmt: skip
     command.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")
     command.add_argument("--floor-ml", type=float, metavar="ML", help="a place with less lesion counts as free of it")
     command.add_argument("--floor-percent", type=float, metavar="PERCENT", help="a place of whose lung less is lesion "
@@ -112,13 +114,12 @@ class Analyser:
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
-        from covid_monai.inference import LesionSegmenter, default_bundle
+        from covid_monai.inference import LesionSegmenter
 
         self.floor: NoiseFloor = _floor(options)
         self.ranges: bool = not options.no_ranges
-        self.segmenter: LesionSegmenter = LesionSegmenter.from_bundle(
-            options.bundle or default_bundle(), options.device, options.weights
-        )
+        with _bundle(options) as bundle:
+            self.segmenter: LesionSegmenter = LesionSegmenter.from_bundle(bundle, options.device, options.weights)
 
     @property
     def model(self) -> str:
@@ -135,6 +136,22 @@ class Analyser:
         total = len(scan.upright()) * (2 if self.ranges else 1)
         with tqdm(total=total, unit="slice", leave=False, disable=not sys.stderr.isatty()) as bar:
             return analyse(scan, self.segmenter, lungs, self.floor, self.ranges, bar.update)
+
+
+@contextmanager
+def _bundle(options: argparse.Namespace) -> Iterator[Path]:
+    """The bundle that was asked for; one from the registry is deleted afterwards."""
+    from covid_monai.inference import default_bundle
+
+    if not options.model:
+        yield options.bundle or default_bundle()
+        return
+    if options.bundle or options.weights:
+        raise ValueError("--model brings its bundle and weights: leave out --bundle and --weights.")
+    from covid_monai.registry import pulled
+
+    with pulled(options.model) as bundle:
+        yield bundle
 
 
 def show(analysis: Analysis) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 from covid_monai import __version__
 from covid_monai.cli.analyse import add_analyse
 from covid_monai.cli.data import add_data
+from covid_monai.cli.label import add_label
+from covid_monai.cli.model import add_model
 from covid_monai.cli.severity import add_severity
 from covid_monai.cli.shell import EXIT_CODES, INTERRUPTED, OK, UNUSABLE, Help, add_command, complain
 from covid_monai.cli.study import add_study
@@ -59,6 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--output", required=True, type=Path, metavar="DIR", help="empty or new folder for everything")
     add_data(commands)
     add_study(commands)
+    add_model(commands)
+    add_label(commands)
     return parser
 
 

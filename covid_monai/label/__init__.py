@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pipeline inside MONAI Label, which only the modules of this folder import: see ``covid-monai label``."""

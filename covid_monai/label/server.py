@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The server: MONAI Label with this app in it, on loopback."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import ipaddress
+import json
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from covid_monai.ct.exchange import PASSWORD, USER, check_address
+from covid_monai.label.compatibility import prepare_monailabel
+from covid_monai.label.faults import LabelError
+
+__all__ = ["ServerSettings", "serve"]
+
+APP_FOLDER = Path(__file__).parent / "app_folder"
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """How a server runs.
+
+    Attributes:
+        studies: folder of NIfTI files, or root of a DICOMweb service.
+        work: folder of what the server makes: trained weights, MLflow's database, what it fetched from the archive.
+        host: address to listen at.
+        port: port to listen at; OHIF's panel looks for 8000 unless it is told otherwise.
+        allow_remote: listen at an address that other machines reach.
+        auth_realm: realm of a Keycloak server, such as ``https://HOST/realms/NAME``, whose users may log in; None for
+            no login.
+        bundle: folder of the MONAI bundle; None for the one that is shipped.
+        device: cpu, cuda or cuda:N; None for CUDA when there is one.
+    """
+
+    studies: str
+    work: Path
+    host: str = "127.0.0.1"
+    port: int = 8000
+    allow_remote: bool = False
+    auth_realm: str | None = None
+    bundle: Path | None = None
+    device: str | None = None
+
+    @property
+    def remote(self) -> bool:
+        """Whether the studies lie in an archive."""
+        return self.studies.startswith(("http://", "https://"))
+
+    def check(self) -> None:
+        """Refuse what is unsafe or cannot work, before anything starts.
+
+        Raises:
+            LabelError: saying what to do.
+        """
+        if not _loopback(self.host):
+            if not self.allow_remote:
+                raise LabelError(
+                    f"{self.host} can be reached from other machines, and MONAI Label has no login of its own: leave "
+                    "--host out, and reach it through an SSH tunnel; or give --allow-remote and --auth-realm URL."
+                )
+            if not self.auth_realm:
+                raise LabelError(
+                    "--allow-remote needs a login: give the realm of a Keycloak server with --auth-realm URL."
+                )
+        if self.remote:
+            check_address(self.studies)
+        elif not Path(self.studies).is_dir():
+            raise LabelError(
+                f"{self.studies} is no folder: give one with NIfTI files, or the address of a DICOMweb service."
+            )
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((self.host, self.port))
+            except OSError as error:
+                raise LabelError(f"port {self.port} of {self.host} is not free: give another with --port.") from error
+
+
+def serve(settings: ServerSettings) -> None:
+    """Run the server until it is interrupted.
+
+    Raises:
+        ValueError: the settings, the bundle or its weights cannot be used, or MONAI Label is not installed.
+    """
+    settings.check()
+    settings.work.mkdir(parents=True, exist_ok=True)
+    prepare_monailabel()
+    os.environ.update(_environment(settings))
+    uvicorn = importlib.import_module("uvicorn")
+    guard = importlib.import_module("covid_monai.label.guard")
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints that every origin is allowed; the guard allows its own
+        application = importlib.import_module("monailabel.app").app
+    importlib.import_module("monailabel.interfaces.utils.app").app_instance()  # refused now rather than by each request
+    guard.tell_faults(application)
+    address = f"http://{settings.host}:{settings.port}"
+    print(f"MONAI Label: {address}")
+    if settings.remote:
+        print(f"OHIF:        {address}/ohif/")
+    print("research use only, not a medical device; stop with Ctrl-C", flush=True)
+    hosts = [] if _loopback(settings.host) else [settings.host, socket.gethostname()]
+    uvicorn.run(guard.Guard(application, hosts), host=settings.host, port=settings.port, log_level="warning")
+
+
+def _environment(settings: ServerSettings) -> dict[str, str]:
+    """What MONAI Label's settings read, here and in its child processes."""
+    conf = {"work": str(settings.work.resolve()), "device": settings.device or ""}
+    if settings.bundle:
+        conf["bundle"] = str(settings.bundle.resolve())
+    studies = settings.studies if settings.remote else str(Path(settings.studies).resolve())
+    login = {"MONAI_LABEL_AUTH_ENABLE": "true", "MONAI_LABEL_AUTH_REALM_URI": settings.auth_realm or ""}
+    user, password = os.environ.get(USER), os.environ.get(PASSWORD)
+    archive = {"MONAI_LABEL_DICOMWEB_USERNAME": user, "MONAI_LABEL_DICOMWEB_PASSWORD": password}
+    return {
+        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),  # which MONAI Label's child processes need to be there
+        "MONAI_LABEL_APP_DIR": str(APP_FOLDER),
+        "MONAI_LABEL_STUDIES": studies,
+        "MONAI_LABEL_APP_CONF": json.dumps(conf),
+        "MONAI_LABEL_SERVER_PORT": str(settings.port),
+        "MONAI_LABEL_SESSIONS": "false",
+        "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",  # a label is scored when it is saved
+        "MONAI_LABEL_DATASTORE_AUTO_RELOAD": "true",
+        **(login if settings.auth_realm else {}),
+        **(archive if user and password else {}),  # type: ignore[dict-item]
+    }
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
