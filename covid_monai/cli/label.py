@@ -39,16 +39,13 @@ def add_label(commands: Any) -> None:
     command.add_argument("--bundle", type=Path, metavar="DIR", help="MONAI bundle with the model (default: the one "
                          "shipped, lung_ct_ggo_consolidation_segmentation)")  # fmt: skip
     command.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")
-    remote = command.add_argument_group("for other machines", "better: an SSH tunnel to 127.0.0.1")
-    remote.add_argument("--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1)")
-    remote.add_argument("--allow-remote", action="store_true", help="listen at an address that other machines reach")
-    remote.add_argument("--auth-realm", metavar="URL", help="realm of a Keycloak server whose users may log in; "
-                        "--allow-remote needs it")  # fmt: skip
+    command.add_argument("--host", default="127.0.0.1", help="address of this machine alone to listen at (default "
+                         "127.0.0.1); from others use an SSH tunnel")  # fmt: skip
 
 
 def _label(options: argparse.Namespace) -> int:
     from covid_monai.label.server import ServerSettings, serve
 
-    names = ("studies", "work", "host", "port", "allow_remote", "auth_realm", "bundle", "device")
+    names = ("studies", "work", "host", "port", "bundle", "device")
     serve(ServerSettings(**{name: getattr(options, name) for name in names}))
     return OK

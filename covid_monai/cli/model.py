@@ -103,7 +103,7 @@ def _list(options: argparse.Namespace) -> int:
         if figures := [
             f"{key} {value}" for key, value in sorted(tags.items()) if "_val_" in key or key.endswith("_ml")
         ]:
-            print(f"  {', '.join(figures)} (data {tags['measured_on'][:12]})")
+            print(f"  {', '.join(figures)} (data {tags.get('measured_on', 'unknown')[:12]})")
         for key in ("gate", "gate_reason", "gate_faults", "rolled_back"):
             if key in tags:
                 print(f"  {key.replace('_', ' ')}: {tags[key]}")

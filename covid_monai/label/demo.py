@@ -44,6 +44,7 @@ def run_demo(folder: Path, port: int, orthanc_port: int) -> None:
     url = f"http://127.0.0.1:{orthanc_port}/dicom-web"
     settings = ServerSettings(url, folder / "label", port=port)
     settings.check()
+    ServerSettings(str(folder.parent), folder, port=orthanc_port).check()  # else another Orthanc might answer
     store = folder / "orthanc"
     store.mkdir(parents=True, exist_ok=True)
     config = store / "orthanc.json"
@@ -57,7 +58,10 @@ def run_demo(folder: Path, port: int, orthanc_port: int) -> None:
         serve(settings)
     finally:
         orthanc.terminate()
-        orthanc.wait(30)
+        try:
+            orthanc.wait(30)
+        except subprocess.TimeoutExpired:
+            orthanc.kill()
 
 
 def _configuration(store: Path, port: int) -> dict[str, object]:
@@ -83,7 +87,8 @@ def _wait(url: str, process: subprocess.Popen, log: Path) -> None:
             if requests.get(f"{url}/studies", timeout=5).ok:
                 return
         except requests.ConnectionError:
-            time.sleep(0.2)
+            pass
+        time.sleep(0.2)
     raise LabelError(f"Orthanc did not start, see {log}: is its port free?")
 
 

@@ -10,6 +10,7 @@ import ipaddress
 import json
 import os
 import socket
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,9 +32,6 @@ class ServerSettings:
         work: folder of what the server makes: trained weights, MLflow's database, what it fetched from the archive.
         host: address to listen at.
         port: port to listen at; OHIF's panel looks for 8000 unless it is told otherwise.
-        allow_remote: listen at an address that other machines reach.
-        auth_realm: realm of a Keycloak server, such as ``https://HOST/realms/NAME``, whose users may log in; None for
-            no login.
         bundle: folder of the MONAI bundle; None for the one that is shipped.
         device: cpu, cuda or cuda:N; None for CUDA when there is one.
     """
@@ -42,8 +40,6 @@ class ServerSettings:
     work: Path
     host: str = "127.0.0.1"
     port: int = 8000
-    allow_remote: bool = False
-    auth_realm: str | None = None
     bundle: Path | None = None
     device: str | None = None
 
@@ -59,15 +55,10 @@ class ServerSettings:
             LabelError: saying what to do.
         """
         if not _loopback(self.host):
-            if not self.allow_remote:
-                raise LabelError(
-                    f"{self.host} can be reached from other machines, and MONAI Label has no login of its own: leave "
-                    "--host out, and reach it through an SSH tunnel; or give --allow-remote and --auth-realm URL."
-                )
-            if not self.auth_realm:
-                raise LabelError(
-                    "--allow-remote needs a login: give the realm of a Keycloak server with --auth-realm URL."
-                )
+            raise LabelError(
+                f"{self.host} can be reached from other machines, and MONAI Label has no login that works: leave out "
+                "--host, and reach it through an SSH tunnel (ssh -L PORT:127.0.0.1:PORT HOST)."
+            )
         if self.remote:
             check_address(self.studies)
         elif not Path(self.studies).is_dir():
@@ -103,8 +94,11 @@ def serve(settings: ServerSettings) -> None:
     if settings.remote:
         print(f"OHIF:        {address}/ohif/")
     print("research use only, not a medical device; stop with Ctrl-C", flush=True)
-    hosts = [] if _loopback(settings.host) else [settings.host, socket.gethostname()]
-    uvicorn.run(guard.Guard(application, hosts), host=settings.host, port=settings.port, log_level="warning")
+    os.umask(0o077)
+    # uploads that MONAI Label forgets go with the server
+    with tempfile.TemporaryDirectory(dir=settings.work.resolve(), prefix=".temporary-") as folder:
+        os.environ["TMPDIR"] = tempfile.tempdir = folder
+        uvicorn.run(guard.Guard(application), host=settings.host, port=settings.port, log_level="warning")
 
 
 def _environment(settings: ServerSettings) -> dict[str, str]:
@@ -113,7 +107,6 @@ def _environment(settings: ServerSettings) -> dict[str, str]:
     if settings.bundle:
         conf["bundle"] = str(settings.bundle.resolve())
     studies = settings.studies if settings.remote else str(Path(settings.studies).resolve())
-    login = {"MONAI_LABEL_AUTH_ENABLE": "true", "MONAI_LABEL_AUTH_REALM_URI": settings.auth_realm or ""}
     user, password = os.environ.get(USER), os.environ.get(PASSWORD)
     archive = {"MONAI_LABEL_DICOMWEB_USERNAME": user, "MONAI_LABEL_DICOMWEB_PASSWORD": password}
     return {
@@ -125,7 +118,6 @@ def _environment(settings: ServerSettings) -> dict[str, str]:
         "MONAI_LABEL_SESSIONS": "false",
         "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",  # a label is scored when it is saved
         "MONAI_LABEL_DATASTORE_AUTO_RELOAD": "true",
-        **(login if settings.auth_realm else {}),
         **(archive if user and password else {}),  # type: ignore[dict-item]
     }
 

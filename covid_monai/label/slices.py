@@ -87,6 +87,8 @@ def _items(image: str, datastore: Any, folder: Path) -> list[Item]:
     patient, series = (hashlib.sha256(name.encode()).hexdigest()[:12] for name in (study, image))
     items = []
     for number, (plane, codes) in enumerate(zip(scan.upright(), label, strict=True)):
+        if plane.min() == plane.max():  # padding, equal in all scans
+            continue
         item = save_item(folder / series / f"{number:04}", plane, codes, scan.units)
         items.append({**item, "patient": f"{NAME}/{patient}", "id": f"{NAME}/{series}/{number:04}", "dataset": NAME})
     return items

@@ -65,6 +65,7 @@ class FineTuning(TrainTask):
         folder = data.parent / f"{data.name}-{before[:12]}"
         weights = self._train(data, folder, settings)
         save_weights(load_weights(weights), self.model.trained)
+        (weights.parent / "checkpoint.pt").unlink()  # of a training that is done: the next one begins anew
         return {"before": before, "after": weights_sha256(self.model.trained), "version": self._offer(weights)}
 
     def _train(self, data: Path, folder: Path, settings: Mapping[str, int]) -> Path:

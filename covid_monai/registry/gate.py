@@ -18,6 +18,8 @@ __all__ = ["LEVEL", "TOLERANCE_ML", "Paired", "Verdict", "judge", "paired"]
 
 LEVEL = 0.05
 """A difference with a smaller one-sided p-value is beyond noise."""
+FEW_CASES_LOSS = 0.05
+"""By how much a guard may fall where so few cases have it that no loss could be beyond noise."""
 TOLERANCE_ML = 0.5
 """By how much the mean false-positive volume of a lesion-free scan may grow: the noise floor of a place."""
 FALSE_POSITIVES = "false_positive_ml"
@@ -101,12 +103,13 @@ def judge(challenger: Figures, champion: Figures) -> Verdict:
             f"no gain beyond noise: {gain.name} {gain.champion:.4f} to {gain.challenger:.4f}, p {gain.p_gain:.3f} over "
             f"{gain.cases} patients"
         )
-        if 0.5**gain.cases >= LEVEL:
+        if _blind(gain.cases):
             faults.append(f"{gain.cases} patients can show no gain beyond noise: name a split with 5 or more")
     faults += [
         f"loss of a guard: {guard.name} {guard.champion:.4f} to {guard.challenger:.4f}, p {guard.p_loss:.3f}"
         for guard in guards
-        if guard.difference < 0 and guard.p_loss < LEVEL
+        if guard.difference < 0
+        and (guard.p_loss < LEVEL or (_blind(guard.cases) and guard.difference < -FEW_CASES_LOSS))
     ]
     if marked.difference > TOLERANCE_ML:
         faults.append(
@@ -137,9 +140,17 @@ def paired(metric: str, challenger: Mapping[str, float], champion: Mapping[str, 
     differences = values[0] - values[1]
 
     def p(alternative: str) -> float:
+        if len(ids) == 1:  # which SciPy refuses: one difference has its sign by chance in half of all cases
+            as_asked = differences[0] > 0 if alternative == "greater" else differences[0] < 0
+            return 0.5 if as_asked else 1.0
         found = permutation_test(
             (differences,), np.mean, permutation_type="samples", n_resamples=RESAMPLES, alternative=alternative, rng=0
         )
         return float(found.pvalue)
 
     return Paired(metric, len(ids), fmean(values[1]), fmean(values[0]), p("greater"), p("less"))
+
+
+def _blind(cases: int) -> bool:
+    """Whether so few cases cannot show a difference, as even all of one sign are not rarer than the level."""
+    return 0.5**cases >= LEVEL

@@ -120,7 +120,7 @@ def promote(
         raise GateError(f"the champion of {challenger.name} has changed meanwhile: compare with the new one.")
     registry.tag(challenger, {BEFORE: champion.number if champion else None, "rolled_back": None})
     registry.point(CHAMPION, challenger)
-    if CHALLENGER in challenger.aliases:
+    if CHALLENGER in registry.find(challenger.uri).aliases:  # another may have been registered meanwhile
         registry.unpoint(CHALLENGER, challenger)
     return comparison
 
@@ -137,6 +137,8 @@ def rollback(registry: Registry, name: str, reason: str) -> Version:
         raise GateError(f"{name} has no champion before {f'version {champion.number}' if champion else 'any'}: promote "
                         "the version that is wanted.")  # fmt: skip
     version = registry.find(f"models:/{name}/{before}")
+    if "rolled_back" in version.tags:
+        raise GateError(f"{version.uri} was taken back itself: promote the version that is wanted.")
     registry.tag(champion, {"rolled_back": reason})
     registry.point(CHAMPION, version)
     return registry.find(version.uri)

@@ -106,3 +106,15 @@ class TestJudge:
     def test_a_class_that_one_does_not_tell_is_refused(self):
         with pytest.raises(GateError, match=f"{CONSOLIDATION} has 0 cases of the challenger and 6"):
             judge(figures(better(), consolidation=None), figures())
+
+
+def test_one_patient_is_told_to_be_too_few():
+    verdict = judge(figures([0.7], None, None), figures([0.6], None, None))
+    assert (verdict.gain.p_gain, verdict.gain.p_loss) == (0.5, 1.0)
+    assert verdict.faults[-1] == "1 patients can show no gain beyond noise: name a split with 5 or more"
+
+
+@pytest.mark.parametrize(("dice", "faults"), [(0.0, 1), (0.56, 0)])
+def test_a_guard_that_few_patients_have_may_not_fall_far(dice: float, faults: int):
+    challenger = figures(better(), None, [dice] * 4)
+    assert len(judge(challenger, figures(CHAMPION, None, [0.6] * 4)).faults) == faults
