@@ -23,7 +23,7 @@ from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.status import code_to_category
 
-__all__ = ["ExchangeError", "UnencryptedWarning", "check_address", "fetch_series", "send"]
+__all__ = ["ExchangeError", "UnencryptedWarning", "check_address", "connect", "fetch_series", "send"]
 
 USER, PASSWORD = "COVID_MONAI_DICOMWEB_USER", "COVID_MONAI_DICOMWEB_PASSWORD"
 """Environment variables with the credentials of a DICOMweb server; without them ``~/.netrc`` is looked up."""
@@ -45,6 +45,15 @@ class ExchangeError(ValueError):
 
 class UnencryptedWarning(UserWarning):
     """Patient data, and a password if there is one, go unencrypted to another machine."""
+
+
+def connect(url: str) -> DICOMwebClient:
+    """Client of a DICOMweb service, with limits of time and the credentials that :func:`fetch_series` uses.
+
+    Raises:
+        ExchangeError: a wrong address, or half of the credentials.
+    """
+    return _client(_parse(url))
 
 
 def fetch_series(

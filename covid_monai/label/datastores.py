@@ -12,14 +12,13 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from dicomweb_client import DICOMwebClient
 from filelock import FileLock
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
 from pydicom import Dataset
 
 from covid_monai.ct import CTScan, read_ct, read_sources, write_mask
-from covid_monai.ct.exchange import fetch_series, send
+from covid_monai.ct.exchange import connect, fetch_series, send
 from covid_monai.label.faults import LabelError
 from covid_monai.label.labels import read_label
 from covid_monai.label.names import FINAL, check_name, check_tag
@@ -165,7 +164,7 @@ class DicomwebDatastore(_Careful, DICOMWebDatastore):
     def __init__(self, url: str, classes: Mapping[str, int], cache: Path) -> None:
         self.url = url
         self.classes = classes
-        super().__init__(DICOMwebClient(url), {"Modality": "CT"}, str(cache))
+        super().__init__(connect(url), {"Modality": "CT"}, str(cache))
         self._watch_renames()
 
     def list_images(self) -> list[str]:

@@ -107,6 +107,8 @@ def tell_faults(app: FastAPI) -> None:
         return JSONResponse({"detail": str(error)}, 400)
 
     async def failed(request: Request, error: Exception) -> JSONResponse:
+        if isinstance(error, requests.HTTPError) and error.response is not None:
+            return JSONResponse({"detail": f"the archive refuses, HTTP status {error.response.status_code}."}, 502)
         if isinstance(error, requests.RequestException):
             return JSONResponse({"detail": f"the archive cannot be reached ({type(error).__name__}): is it up?"}, 502)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

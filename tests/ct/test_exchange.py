@@ -20,6 +20,7 @@ from covid_monai.ct.exchange import (
     ExchangeError,
     UnencryptedWarning,
     check_address,
+    connect,
     fetch_series,
     send,
 )
@@ -207,6 +208,14 @@ def test_credentials_of_the_environment_are_used_and_not_told(files, monkeypatch
         send(files[:1], url)
     assert requests[0][1]["Authorization"] == "Basic " + base64.b64encode(b"ada:s3cret").decode()
     assert "s3cret" not in caplog.text + str(fault.value)
+
+
+def test_a_client_uses_the_credentials_of_the_environment(monkeypatch):
+    monkeypatch.setenv(USER, "ada")
+    monkeypatch.setenv(PASSWORD, "s3cret")
+    with dicomweb(series_found()) as (url, requests):
+        assert len(connect(url).search_for_series()) == 1
+    assert requests[0][1]["Authorization"] == "Basic " + base64.b64encode(b"ada:s3cret").decode()
 
 
 def test_credentials_of_netrc(files, tmp_path):

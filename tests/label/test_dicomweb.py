@@ -12,6 +12,7 @@ from pydicom import dcmread
 from covid_monai.ct import read_ct
 from covid_monai.ct.exchange import send
 from covid_monai.reports.dicom_codes import FINDINGS
+from tests.ct.test_exchange import dicomweb
 from tests.label.conftest import voxels
 from tests.label.server import LabelServer, array_of, running_server
 from tests.orthanc import Orthanc, running_orthanc
@@ -83,6 +84,12 @@ def test_a_series_in_an_archive_gets_the_masks_of_analyse_and_gives_back_a_coded
     )
     np.testing.assert_array_equal(found.transpose(2, 1, 0), lesions)
     assert server.ask("GET", "/datastore/").json()["completed"] == 1
+
+
+def test_an_archive_that_refuses_is_told_with_its_status(tmp_path: Path) -> None:
+    with dicomweb(*[401] * 20) as (url, _), running_server(url, tmp_path / "work") as server:
+        answer = server.ask("GET", "/info/")
+    assert (answer.status_code, answer.json()["detail"]) == (502, "the archive refuses, HTTP status 401.")
 
 
 def test_an_archive_that_is_gone_is_told_and_what_was_saved_stays(
