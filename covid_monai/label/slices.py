@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -13,30 +14,31 @@ from monailabel.interfaces.datastore import Datastore
 
 from covid_monai.ct import read_ct, read_mask
 from covid_monai.datasets.datalist import (
+    SIDES,
     Item,
     check_split,
     fingerprints,
     hash_of,
     portable_item,
-    split_by_patient,
     write_json,
 )
 from covid_monai.datasets.volumes import save_item
 from covid_monai.label.faults import LabelError
 from covid_monai.label.names import FINAL
+from covid_monai.label.sides import deal_sides
 
 __all__ = ["export_slices"]
 
-HELD_OUT = 0.2
-"""Share of the labelled scans, one at the least, that trainings are validated on."""
-SEED = 0
+RECORD = "sides.json"
+"""Which patient stands on which side, of all trainings of a server."""
 NAME = "corrected"
 
 
 def export_slices(datastore: Datastore, folder: Path) -> Path:
     """Write every slice of every labelled scan, and their datalist.
 
-    Scans of one study stay on one side. Names in the datalist are made of hashes, for trainings record them.
+    Scans of one study stay on one side, and on the same one in every training. Names in the datalist are made of
+    hashes, for trainings record them.
 
     Args:
         datastore: has the images and their final labels.
@@ -46,7 +48,7 @@ def export_slices(datastore: Datastore, folder: Path) -> Path:
         That folder.
 
     Raises:
-        LabelError: fewer than two scans, or studies, have a label.
+        LabelError: no two scans, or studies, with labels stand on different sides.
         ValueError: a scan or a label cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,11 +57,18 @@ def export_slices(datastore: Datastore, folder: Path) -> Path:
         items = [
             item for image in sorted(datastore.get_labeled_images()) for item in _items(image, datastore, unfinished)
         ]
-        if len({item["patient"] for item in items}) < 2:
+        record = folder / RECORD
+        before = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+        dealt = deal_sides((item["patient"] for item in items), before)
+        if len(set(dealt.values())) < 2:
             raise LabelError(
-                "a training needs corrected labels of two scans at the least: one to learn, one to validate."
+                "a training needs corrected labels of two scans at the least, one to learn and one to validate, and no "
+                "scan goes from one to the other: label another scan."
             )
-        sides = split_by_patient(items, {"validation": HELD_OUT}, SEED)
+        write_json({**before, **dealt}, record)
+        sides: dict[str, list[Item]] = {
+            side: [item for item in items if dealt[item["patient"]] == side] for side in SIDES
+        }
         prints = fingerprints(sides)
         check_split(sides, prints)
         for side, found in prints.items():

@@ -3,15 +3,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
 from pathlib import Path
 
 from covid_monai.inference import LesionSegmenter
+from covid_monai.networks import weights_sha256
 from covid_monai.registry.faults import RegistryError
 
-__all__ = ["WEIGHTS", "licence_of", "model_name", "whole_bundle"]
+__all__ = ["WEIGHTS", "bundle_sha256", "licence_of", "model_name", "whole_bundle"]
 
 WEIGHTS = Path("models", "model.pt")
 FOLDERS = ("configs", "docs")
@@ -45,6 +47,13 @@ def whole_bundle(bundle: Path, weights: Path | None, target: Path) -> LesionSegm
     shutil.copy(source, target / WEIGHTS)
     (target / f"{WEIGHTS}.sha256").write_text(f"{checked}  {WEIGHTS.name}\n", encoding="utf-8")
     return LesionSegmenter.from_bundle(target, "cpu")
+
+
+def bundle_sha256(folder: Path) -> str:
+    """SHA-256, in hexadecimal, over names and contents of all files below a folder."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    lines = [f"{weights_sha256(folder / name)}  {name}\n" for name in names]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def model_name(bundle: Path) -> str:

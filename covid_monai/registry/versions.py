@@ -22,7 +22,7 @@ from mlflow.models import Model
 
 from covid_monai import __version__
 from covid_monai.networks import weights_sha256
-from covid_monai.registry.contents import WEIGHTS, licence_of, model_name, whole_bundle
+from covid_monai.registry.contents import WEIGHTS, bundle_sha256, licence_of, model_name, whole_bundle
 from covid_monai.registry.faults import RegistryError, answered
 from covid_monai.registry.model_file import BUNDLE, NETWORK, write_model
 from covid_monai.tracking import TrackedRun, lineage
@@ -124,6 +124,7 @@ class Registry:
                 run_id = self._training(recorded_run(source.with_name("tracking.json"), facts.weights_sha256))
             tags = {
                 "weights_sha256": facts.weights_sha256,
+                "bundle_sha256": bundle_sha256(copy),
                 "licence": licence_of(copy),
                 "bundle_version": facts.version,
                 "classes": ", ".join(segmenter.classes),
@@ -202,7 +203,7 @@ class Registry:
         """Write the bundle of a version into a new folder: whole, checked, and in need of no network.
 
         Raises:
-            RegistryError: when the folder is there already, or the weights are not those that were registered.
+            RegistryError: when the folder is there already, or a file is not the one that was registered.
         """
         if folder.exists():
             raise RegistryError(f"{folder} is there already: name a new folder.")
@@ -210,6 +211,10 @@ class Registry:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
             bundle = self._download(version, BUNDLE, Path(temporary))
             _check(version, bundle / WEIGHTS, "weights_sha256")
+            if bundle_sha256(bundle) != version.tags.get("bundle_sha256"):
+                raise RegistryError(
+                    f"a file of {version.uri} was changed beside its weights: register it again from its source."
+                )
             return bundle.rename(folder)
 
     def pull_network(self, version: Version, folder: Path) -> Path:

@@ -168,6 +168,24 @@ class TestPull:
             record.write_bytes(kept[1])
         assert not list(tmp_path.iterdir())
 
+    @pytest.mark.parametrize("change", ["edited", "added"])
+    def test_a_changed_configuration_is_refused(
+        self, registered: Registry, version: Version, tmp_path: Path, change: str
+    ):
+        configs = stored(registered, version) / "artifacts" / "bundle" / "configs"
+        inference, more = configs / "inference.yaml", configs / "more.yaml"
+        kept = inference.read_text()
+        try:
+            if change == "edited":
+                inference.write_text(kept.replace("threshold: 0.5", "threshold: 0.05"))
+            else:
+                more.write_text("a: 1\n")
+            with pytest.raises(RegistryError, match=rf"a file of models:/{SINGLE}/1 was changed beside its weights"):
+                registered.pull(version, tmp_path / "bundle")
+        finally:
+            inference.write_text(kept)
+            more.unlink(missing_ok=True)
+
     def test_changed_weights_are_not_served(self, registered: Registry, version: Version, tmp_path: Path):
         copy = tmp_path / "model"
         shutil.copytree(stored(registered, version), copy)
