@@ -95,8 +95,8 @@ def serve(settings: ServerSettings) -> None:
         print(f"OHIF:        {address}/ohif/")
     print("research use only, not a medical device; stop with Ctrl-C", flush=True)
     os.umask(0o077)
-    # uploads that MONAI Label forgets go with the server
-    with tempfile.TemporaryDirectory(dir=settings.work.resolve(), prefix=".temporary-") as folder:
+    # uploads that MONAI Label forgets go with the server; a deep folder would be too long for sockets of data loaders
+    with tempfile.TemporaryDirectory(prefix="covid-monai-") as folder:
         os.environ["TMPDIR"] = tempfile.tempdir = folder
         uvicorn.run(guard.Guard(application), host=settings.host, port=settings.port, log_level="warning")
 
