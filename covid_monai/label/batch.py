@@ -10,13 +10,11 @@ from typing import Any
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.batch_infer import BatchInferTask
 
-from covid_monai.label.names import ORIGINAL
-
 __all__ = ["BatchInference"]
 
 
 class BatchInference(BatchInferTask):
-    """Run a task on all, labelled or unlabelled scans, one after the other, and keep the masks in the datastore."""
+    """Run a task on all, labelled or unlabelled scans, one after the other; the app keeps masks of lesions."""
 
     def __call__(
         self, request: Mapping[str, Any], datastore: Datastore, infer: Callable[..., dict[str, Any]]
@@ -32,9 +30,8 @@ class BatchInference(BatchInferTask):
         most = int(request.get("max_batch_size") or 0) or len(images)
         results: dict[str, Any] = {}
         for image in images[:most]:
-            wanted = {"model": request.get("model"), "image": image, "save_label": True, "label_tag": ORIGINAL}
             try:
-                found = infer(wanted, datastore)
+                found = infer({"model": request.get("model"), "image": image}, datastore)
                 Path(found["file"]).unlink(missing_ok=True)
                 results[image] = {"params": found["params"]}
             except (ValueError, OSError) as error:

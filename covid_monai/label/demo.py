@@ -16,7 +16,7 @@ import requests
 from covid_monai.ct.exchange import send
 from covid_monai.datasets.phantom import make_phantom
 from covid_monai.label.faults import LabelError
-from covid_monai.label.server import ServerSettings, serve
+from covid_monai.label.server import ServerSettings, check_port, serve
 
 __all__ = ["run_demo"]
 
@@ -44,7 +44,7 @@ def run_demo(folder: Path, port: int, orthanc_port: int) -> None:
     url = f"http://127.0.0.1:{orthanc_port}/dicom-web"
     settings = ServerSettings(url, folder / "label", port=port)
     settings.check()
-    ServerSettings(str(folder.parent), folder, port=orthanc_port).check()  # else another Orthanc might answer
+    check_port("127.0.0.1", orthanc_port)  # else another Orthanc might answer
     store = folder / "orthanc"
     store.mkdir(parents=True, exist_ok=True)
     config = store / "orthanc.json"

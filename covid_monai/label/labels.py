@@ -75,14 +75,15 @@ def _named(mask: np.ndarray, classes: Mapping[str, int], segments: Sequence[Mapp
     if not segments:
         return mask
     table = np.zeros(256, dtype=np.uint8)
-    for place, segment in enumerate(segments, start=1):
-        name, code = str(segment.get("name", "")), int(segment.get("idx") or place)
+    given = [
+        (int(segment.get("idx") or place), str(segment.get("name", ""))) for place, segment in enumerate(segments, 1)
+    ]
+    for code, name in given:
         if not 0 < code < 256:
             raise LabelError(f"the segment {name[:40]!r} has the code {code}: codes are 1 to 255.")
         if name not in classes and np.any(mask == code):
             raise LabelError(f"the segment {name[:40]!r} is none of {', '.join(classes)}: rename it, or take it out.")
         table[code] = classes.get(name, 0)
-    listed = {int(segment.get("idx") or place) for place, segment in enumerate(segments, start=1)}
-    if unlisted := sorted(set(np.unique(mask).tolist()) - listed - {0}):
+    if unlisted := sorted(set(np.unique(mask).tolist()) - {0, *(code for code, _ in given)}):
         raise LabelError(f"the label holds the code {unlisted[0]}, which none of its segments has: save it again.")
     return table[mask]

@@ -18,7 +18,7 @@ from covid_monai.ct.exchange import PASSWORD, USER, check_address
 from covid_monai.label.compatibility import prepare_monailabel
 from covid_monai.label.faults import LabelError
 
-__all__ = ["ServerSettings", "serve"]
+__all__ = ["ServerSettings", "check_port", "serve"]
 
 APP_FOLDER = Path(__file__).parent / "app_folder"
 
@@ -65,12 +65,21 @@ class ServerSettings:
             raise LabelError(
                 f"{self.studies} is no folder: give one with NIfTI files, or the address of a DICOMweb service."
             )
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((self.host, self.port))
-            except OSError as error:
-                raise LabelError(f"port {self.port} of {self.host} is not free: give another with --port.") from error
+        check_port(self.host, self.port)
+
+
+def check_port(host: str, port: int) -> None:
+    """Refuse a port that another program listens at.
+
+    Raises:
+        LabelError: it is not free.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise LabelError(f"port {port} of {host} is not free: give another with --port.") from error
 
 
 def serve(settings: ServerSettings) -> None:
