@@ -194,18 +194,19 @@ class DicomwebDatastore(_Careful, DICOMWebDatastore):
         return Path(super().scan_path(image_id).with_name(image_id))
 
     def get_image_uri(self, image_id: str) -> str:
-        """Path of the NIfTI copy of a series, which is fetched where it is not here yet."""
+        """Path of the NIfTI copy of a series, which is fetched where it is not here as the archive has it now."""
         folder = Path(self._datastore.image_path(), check_name(image_id)).resolve()
         copy = folder.with_name(f"{image_id}{SUFFIX}")
-        if image_id in self._datastore.objects and copy.exists():
-            return str(copy)
         found = self._client.search_for_series(search_filters={"SeriesInstanceUID": image_id})
         meta = next((each for each in map(Dataset.from_json, found) if each.get("SeriesInstanceUID") == image_id), None)
         if meta is None:
             raise LabelError(f"the archive {self.url} has no such series: is it still there?")
+        whole = folder.is_dir() and _has_all(folder, meta.get("NumberOfSeriesRelatedInstances"))
+        if whole and image_id in self._datastore.objects and copy.exists():
+            return str(copy)
         study = str(meta.StudyInstanceUID)
-        if not folder.is_dir():
-            fetch_series(self.url, study, image_id, folder)
+        if not whole:
+            self._fetch(study, image_id, folder, copy)
         _write_copy(read_ct(folder), copy)
         info = {"SeriesInstanceUID": image_id, "StudyInstanceUID": study, "Modality": "CT", "name": copy.name}
         self._init_from_datastore_file()
@@ -217,6 +218,15 @@ class DicomwebDatastore(_Careful, DICOMWebDatastore):
         self._datastore.objects[image_id] = entry
         self._update_datastore_file()
         return str(copy)
+
+    def _fetch(self, study: str, series: str, folder: Path, copy: Path) -> None:
+        """Fetch a series, in place of what was fetched, and copied, while it was still arriving in the archive."""
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unfinished-") as unfinished:
+            fetched = fetch_series(self.url, study, series, Path(unfinished, series))
+            copy.unlink(missing_ok=True)
+            if folder.is_dir():
+                folder.rename(Path(unfinished, "earlier"))
+            fetched.rename(folder)
 
     def save_label(
         self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any], label_id: str = ""
@@ -234,8 +244,6 @@ class DicomwebDatastore(_Careful, DICOMWebDatastore):
         saved = self.label_path(image_id, FINAL)
         assert saved is not None
         mask = read_label(saved, scan, self.classes)
-        if not mask.any():
-            return image_id  # a segmentation in DICOM has a voxel at the least
         try:
             with tempfile.TemporaryDirectory(prefix="covid-monai-") as folder:
                 file = write_label_seg(mask, scan, tuple(self.classes), read_sources(path), Path(folder))
@@ -243,6 +251,11 @@ class DicomwebDatastore(_Careful, DICOMWebDatastore):
         except ValueError as error:
             raise LabelError(f"the label is kept here, but not in the archive: {error} Then save it again.") from error
         return image_id
+
+
+def _has_all(folder: Path, instances: int | None) -> bool:
+    """Whether a fetched series has as many images as the archive; true where the archive does not say."""
+    return instances is None or sum(1 for _ in folder.iterdir()) == instances
 
 
 def _write_copy(scan: CTScan, path: Path) -> None:

@@ -5,18 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, cast
 
 import numpy as np
-from pydicom import Dataset, dcmread
+from pydicom import Dataset
 
 from covid_monai import __version__
 from covid_monai.ct import CTScan
-from covid_monai.reports.dicom_seg import write_seg
-
-if TYPE_CHECKING:
-    from covid_monai.analysis import Analysis
+from covid_monai.reports.dicom_seg import SEG_FILE, segmentation
 
 __all__ = ["write_label_seg"]
 
@@ -28,8 +23,11 @@ def write_label_seg(
 ) -> Path:
     """Write a label that a person corrected; its segments are of the type SEMIAUTOMATIC.
 
+    A label without a voxel has all segments, empty: the newest segmentation of the series then says that there is no
+    lesion.
+
     Args:
-        mask: (Z, H, W) uint8, upright, with the codes of ``classes`` from 1 on; some voxel is not 0.
+        mask: (Z, H, W) uint8, upright, with the codes of ``classes`` from 1 on.
         scan: the scan.
         classes: names of the codes.
         sources: headers of the scan's images, see :func:`covid_monai.ct.read_sources`.
@@ -39,19 +37,10 @@ def write_label_seg(
         SourceError: the mask does not lie on the images, or they cannot be referred to.
     """
     method = {"model": {"name": "corrected in MONAI Label", "version": __version__}}
-    nothing = np.zeros((1, 1, 1), dtype=np.uint8)  # neither lungs nor regions were corrected
-    label = SimpleNamespace(
-        lesions=mask,
-        lungs=nothing,
-        regions=nothing,
-        spacing=scan.upright_spacing,
-        classes=tuple(classes),
-        record={"method": method},
-    )
-    path = write_seg(cast("Analysis", label), sources, folder, include=(CONTENT,))[CONTENT]
-    written = dcmread(path)
-    written.SeriesDescription = "covid_monai lesions, corrected (research use only)"
-    for segment in written.SegmentSequence:
+    made = segmentation(CONTENT, mask, scan.upright_spacing, sources, classes, method)
+    made.SeriesDescription = "covid_monai lesions, corrected (research use only)"
+    for segment in made.SegmentSequence:
         segment.SegmentAlgorithmType = "SEMIAUTOMATIC"
-    written.save_as(path, enforce_file_format=True)
+    path = folder / SEG_FILE.format(CONTENT)
+    made.save_as(path)
     return path

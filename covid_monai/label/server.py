@@ -98,6 +98,7 @@ def serve(settings: ServerSettings) -> None:
         application = importlib.import_module("monailabel.app").app
     importlib.import_module("monailabel.interfaces.utils.app").app_instance()  # refused now rather than by each request
     guard.tell_faults(application)
+    importlib.import_module("covid_monai.label.ohif").complete_ohif(application)
     address = f"http://{settings.host}:{settings.port}"
     print(f"MONAI Label: {address}")
     if settings.remote:

@@ -41,7 +41,7 @@ from covid_monai.reports.dicom_codes import (
 from covid_monai.reports.pictures import LESION_COLOURS, LUNG_COLOUR
 from covid_monai.severity.anatomy import REGIONS, SIDES
 
-__all__ = ["CONTENTS", "SEG_FILE", "write_seg"]
+__all__ = ["CONTENTS", "SEG_FILE", "segmentation", "write_seg"]
 
 CONTENTS = ("lesions", "lungs", "regions")
 SEG_FILE = "{}.seg.dcm"
@@ -100,17 +100,44 @@ def write_seg(
             mask = getattr(analysis, content)
             if content in include and mask.any():
                 path = Path(name, SEG_FILE.format(content))
-                _segmentation(content, on_sources(mask, analysis.spacing, sources), analysis, sources).save_as(path)
+                method = analysis.record["method"]
+                segmentation(content, mask, analysis.spacing, sources, analysis.classes, method).save_as(path)
                 made[content] = path
         return {content: path.replace(folder / path.name) for content, path in made.items()}
 
 
-def _segmentation(content: str, planes: np.ndarray, analysis: Analysis, sources: Sequence[Dataset]) -> Segmentation:
-    """A mask as a segmentation: planes (slices, rows, columns) of codes, of which ``planes[k]`` is of source ``k``."""
+def segmentation(
+    content: str,
+    mask: np.ndarray,
+    spacing: Sequence[float],
+    sources: Sequence[Dataset],
+    classes: Sequence[str],
+    method: Mapping[str, Any],
+) -> Segmentation:
+    """One mask as a DICOM Segmentation, not written yet.
+
+    Args:
+        content: one of :data:`CONTENTS`.
+        mask: (Z, H, W) uint8, upright. A code without voxels is no segment; of a mask without any voxel all codes are
+            segments, whose frames are empty.
+        spacing: of the mask in mm, (dz, dy, dx).
+        sources: headers of the images that it lies on, see :py:func:`covid_monai.ct.sources.read_sources`.
+        classes: names of the codes of ``"lesions"``, from 1 on.
+        method: what made the mask, as the record of an analysis tells it.
+
+    Raises:
+        SourceError: the mask does not lie on the sources, or they cannot be referred to.
+    """
+    planes = on_sources(mask, spacing, sources)
+    parts = _segments(content, classes)
     there = np.any([np.bincount(plane.ravel(), minlength=256) for plane in planes], axis=0)
-    segments = [segment for code, segment in _segments(content, analysis.classes).items() if there[code]]
-    numbers = np.cumsum(there, dtype=np.uint8) - np.uint8(there[0])  # 0 stays 0, the codes that are there become 1, 2 …
-    kind, algorithm = _algorithm(content, analysis.record["method"])
+    there[0] = False
+    if not there.any():
+        there[list(parts)] = True
+    segments = [segment for code, segment in parts.items() if there[code]]
+    numbers = np.cumsum(there, dtype=np.uint8)  # the codes that are there become 1, 2 …
+    numbers[0] = 0
+    kind, algorithm = _algorithm(content, method)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom's complaints about odd values of the source print them

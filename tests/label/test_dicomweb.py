@@ -4,6 +4,7 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 from highdicom.seg import Segmentation
@@ -84,6 +85,35 @@ def test_a_series_in_an_archive_gets_the_masks_of_analyse_and_gives_back_a_coded
     )
     np.testing.assert_array_equal(found.transpose(2, 1, 0), lesions)
     assert server.ask("GET", "/datastore/").json()["completed"] == 1
+
+    # who takes all lesions out again sends that to the archive too
+    nib.save(nib.Nifti1Image(np.zeros_like(lesions), nib.load(label).affine), label)
+    assert server.save(series, label).ok
+    newest = next(
+        Segmentation.from_dataset(found)
+        for found in orthanc.instances()
+        if found.Modality == "SEG" and found.SOPInstanceUID != stored.SOPInstanceUID
+    )
+    assert [segment.SegmentLabel for segment in newest.SegmentSequence] == ["ground glass", "consolidation"]
+    assert not newest.pixel_array.any()
+    assert newest.ReferencedSeriesSequence[0].SeriesInstanceUID == series
+
+
+def test_a_series_that_was_still_arriving_is_fetched_again(
+    patients: list[Path], series: str, analysed: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    files = sorted(
+        (patients[0] / "dicom").iterdir(),
+        key=lambda file: dcmread(file, stop_before_pixels=True).ImagePositionPatient[2],
+    )
+    with running_orthanc() as orthanc:
+        send(files[:-2], orthanc.dicomweb)
+        with running_server(orthanc.dicomweb, tmp_path / "work") as server:
+            _, part = server.mask("lungs", series)
+            assert array_of(part).shape[2] == len(files) - 2
+            send(files[-2:], orthanc.dicomweb)
+            _, file = server.mask("lesions", series)
+            np.testing.assert_array_equal(array_of(file), voxels(analysed(patients[0] / "dicom") / "lesions.nii.gz"))
 
 
 def test_an_archive_that_refuses_is_told_with_its_status(tmp_path: Path) -> None:
