@@ -128,6 +128,19 @@ def test_help_does_not_wait_for_torch():
     assert result.stdout.splitlines()[-1] == "loaded []"
 
 
+def test_predicting_does_not_wait_for_what_only_training_needs():
+    script = (
+        "import sys\n"
+        "from covid_monai.cli.lean import HIDDEN, import_lean_monai\n"
+        "import_lean_monai()\n"
+        "import covid_monai.analysis\n"
+        "print([name for name in ('ignite', 'mlflow', 'matplotlib', 'pandas') if name in sys.modules])\n"
+        "import ignite, matplotlib.pyplot, scipy.signal, skimage\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
 @pytest.mark.parametrize(
     "words",
     [[], ["analyze"], ["data"], ["analyse", "scan.nii.gz"], ["data", "prepare", "x"], ["compare-masks", "x"]],

@@ -89,6 +89,7 @@ def add_analyse(commands: Any) -> None:
 
 def add_model_options(command: argparse.ArgumentParser) -> None:
     """Add the options of :class:`Analyser`."""
+    command.set_defaults(predicts=True)
     command.add_argument("--bundle", type=Path, metavar="DIR", help="MONAI bundle with the model (default: the one "
                          "shipped, lung_ct_ggo_consolidation_segmentation)")  # fmt: skip
     command.add_argument("--weights", type=Path, metavar="FILE", help="weights of your own training of this bundle "

@@ -14,6 +14,7 @@ from covid_monai import __version__
 from covid_monai.cli.analyse import add_analyse
 from covid_monai.cli.data import add_data
 from covid_monai.cli.label import add_label
+from covid_monai.cli.lean import import_lean_monai
 from covid_monai.cli.model import add_model
 from covid_monai.cli.severity import add_severity
 from covid_monai.cli.shell import EXIT_CODES, INTERRUPTED, OK, UNUSABLE, Help, add_command, complain
@@ -27,7 +28,12 @@ Research use only, not a medical device."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code."""
+    """Run the command line and return its exit code.
+
+    Args:
+        arguments: None for those of the process, which then does nothing else: commands that only predict import MONAI
+            without what they do not need.
+    """
     options = _parser().parse_args(arguments)
     logging.getLogger("monai").setLevel(logging.ERROR)
     try:
@@ -35,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.filterwarnings("ignore", module=r"(monai|torch|pydicom|highdicom)\b")
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.showwarning = lambda message, *_, **__: complain(f"warning: {message}")
+            if arguments is None and options.predicts and not getattr(options, "model", None):
+                import_lean_monai()
             return options.run(options)
     except KeyboardInterrupt:
         complain("interrupted")
@@ -58,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         "analyse a synthetic CT with the model that is shipped, and compare with its known truth",
         _demo,
     )
+    demo.set_defaults(predicts=True)
     demo.add_argument("--output", required=True, type=Path, metavar="DIR", help="empty or new folder for everything")
     add_data(commands)
     add_study(commands)

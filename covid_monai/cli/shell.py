@@ -35,7 +35,7 @@ def add_command(
         name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", formatter_class=Help
     )
     command.add_argument("--traceback", action="store_true", help="show where in the code a fault was raised")
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, predicts=False)
     return command
 
 

@@ -132,7 +132,8 @@ def write_mask(mask: np.ndarray, scan: CTScan, path: str | Path, labels: Mapping
         raise ValueError(f"A mask cannot be written as {path.name}: give a name that ends in .nii.gz or .nii.")
     mask = mask.astype(np.uint8, copy=False)
     if labels is not None:
-        counts = sum(np.bincount(plane.ravel(), minlength=256) for plane in mask)
+        planes = np.moveaxis(mask, np.argmax(np.abs(mask.strides)), 0)  # each lies together in memory
+        counts = sum(np.bincount(plane.ravel(order="K"), minlength=256) for plane in planes)
         unnamed = sorted({int(value) for value in np.flatnonzero(counts)} - {0, *labels})
         if unnamed:
             raise ValueError(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Slice-wise prediction over scans."""
 
+from covid_monai.inference.fast import FastNetwork
 from covid_monai.inference.precision import AutocastInferer, autocast
 from covid_monai.inference.segmenter import (
     BundleError,
@@ -15,6 +16,7 @@ from covid_monai.inference.slice_inferer import UprightSliceInferer
 __all__ = [
     "AutocastInferer",
     "BundleError",
+    "FastNetwork",
     "LesionLevels",
     "LesionSegmenter",
     "ModelFacts",

@@ -13,7 +13,18 @@ import torch
 from covid_monai.networks import WeightsError, load_weights
 from covid_monai.severity.lobes import lobes_from_codes
 from covid_monai.severity.lung_checks import added_by_lesions
-from covid_monai.severity.lungs import Lungs, Spacing, check_sides, sides_of_lobes, unite_lesions
+from covid_monai.severity.lungs import (
+    LungFinder,
+    Lungs,
+    LungSearch,
+    Spacing,
+    check_lesions,
+    check_scan,
+    check_sides,
+    sides_of_lobes,
+    slices_around,
+    unite_lesions,
+)
 
 __all__ = ["MODELS", "LungmaskLungs"]
 
@@ -21,7 +32,7 @@ MODELS = {"R231": 3, "LTRCLobes": 6}
 """Names of the models and their number of classes, background included."""
 
 
-class LungmaskLungs:
+class LungmaskLungs(LungFinder):
     """Lungs by Hofmanninger et al. 2020 (Eur Radiol Exp 4:50), united with the lesions that belong to them.
 
     Weights are never downloaded.
@@ -66,19 +77,22 @@ class LungmaskLungs:
             ) from error
         self.inferer.device = self.device
 
-    def __call__(self, hu: np.ndarray, spacing: Spacing, lesions: np.ndarray) -> Lungs:
-        """See `covid_monai.severity.lungs.LungFinder`.
-
-        Raises:
-            ValueError: the network put the right lung on the patient's left, as on a mirrored scan.
-        """
+    def begin(self, hu: np.ndarray, spacing: Spacing) -> LungSearch:
+        """See `covid_monai.severity.lungs.LungFinder`."""
+        check_scan(hu, spacing)
         method = f"lungmask {self.model_name}"
         found = self.inferer.apply(np.ascontiguousarray(hu, dtype=np.float32))  # upright is its order of axes, LPS
-        if not found.any():
-            return Lungs.checked(found, method, hu, lesions)
-        lobar = self.model_name == "LTRCLobes"
-        codes = unite_lesions(lobes_from_codes(found) if lobar else found, lesions, hu, spacing)
-        mask = sides_of_lobes(codes) if lobar else codes
-        check_sides(mask, f"the mask of {method}")
-        added = added_by_lesions(found, codes)
-        return Lungs.checked(mask, method, hu, lesions, codes if lobar else None, added)
+
+        def finish(lesions: np.ndarray) -> Lungs:
+            """Raise a ValueError when the network put the right lung on the patient's left, as on a mirrored scan."""
+            check_lesions(lesions, hu)
+            if not found.any():
+                return Lungs.checked(found, method, hu, lesions)
+            lobar = self.model_name == "LTRCLobes"
+            codes = unite_lesions(lobes_from_codes(found) if lobar else found, lesions, hu, spacing)
+            mask = sides_of_lobes(codes) if lobar else codes
+            check_sides(mask, f"the mask of {method}")
+            added = added_by_lesions(found, codes)
+            return Lungs.checked(mask, method, hu, lesions, codes if lobar else None, added)
+
+        return LungSearch(slices_around(found.any(axis=(1, 2)), spacing), finish)

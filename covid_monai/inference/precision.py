@@ -18,14 +18,14 @@ def autocast(device: torch.device | str, enabled: bool = True) -> torch.autocast
     kind = torch.device(device).type
     if enabled and kind == "cuda":
         return torch.autocast("cuda", dtype=torch.float16)
-    if (
-        enabled
-        and kind == "cpu"
-        and torch.backends.mkldnn.is_available()
-        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    ):
+    if enabled and kind == "cpu" and has_bfloat16():
         return torch.autocast("cpu", dtype=torch.bfloat16)
     return nullcontext()
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU has bfloat16 instructions that torch uses."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class AutocastInferer(SimpleInferer):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 import yaml
 
 from covid_monai.ct import CTScan
+from covid_monai.inference.fast import FastNetwork
 from covid_monai.inference.slice_inferer import UprightSliceInferer
 from covid_monai.networks import WeightsError, load_weights, weights_sha256
 from covid_monai.transforms import BOX_SLICES, GreyToHU, LesionCodes, LungWindow, lesion_odds
@@ -167,9 +169,14 @@ class LesionSegmenter:
         """
         return self.segment(upright_hu(scan), progress)
 
+    @cached_property
+    def _fast(self) -> FastNetwork:
+        """What predicts: made of the network as it is when the first scan comes."""
+        return FastNetwork(self.network, self._example(), self.inferer.amp)
+
     def segment(self, hu: np.ndarray, progress: Callable[[int], Any] | None = None) -> np.ndarray:
         """Lesion mask of upright slices (Z, H, W) in HU, see :meth:`__call__`."""
-        return self._decide(hu, lambda logits: self.codes.decide(logits, 1), self.network, progress)
+        return self._decide(hu, lambda logits: self.codes.decide(logits, 1), self._fast, progress)
 
     def levels(
         self,
@@ -177,6 +184,7 @@ class LesionSegmenter:
         thresholds: Sequence[float],
         mirrored: bool = False,
         progress: Callable[[int], Any] | None = None,
+        slices: slice = slice(None),
     ) -> LesionLevels:
         """Lesions of upright slices at several thresholds, by one pass of the network.
 
@@ -186,7 +194,8 @@ class LesionSegmenter:
             hu: (Z, H, W) in HU.
             thresholds: probabilities between 0 and 1.
             mirrored: show the network each slice with left and right exchanged; the mask is put back.
-            progress: called with the number of slices done since the last call.
+            progress: called with the number of slices done since the last call, those that are left out included.
+            slices: the range of slices to look at; there is no lesion in others.
         """
         ascending = tuple(sorted(set(thresholds)))
         limits = torch.tensor(ascending, device=self.device).logit()
@@ -197,9 +206,9 @@ class LesionSegmenter:
             return 2 * reached + dense.byte()
 
         def mirror(slices: torch.Tensor) -> torch.Tensor:
-            return self.network(slices.flip(-1)).flip(-1)
+            return self._fast(slices.flip(-1)).flip(-1)
 
-        return LesionLevels(ascending, self._decide(hu, decide, mirror if mirrored else self.network, progress))
+        return LesionLevels(ascending, self._decide(hu, decide, mirror if mirrored else self._fast, progress, slices))
 
     @torch.inference_mode()
     def _decide(
@@ -208,12 +217,16 @@ class LesionSegmenter:
         decide: Callable[[torch.Tensor], torch.Tensor],
         network: Callable[[torch.Tensor], torch.Tensor],
         progress: Callable[[int], Any] | None,
+        slices: slice = slice(None),
     ) -> np.ndarray:
         """Uint8 (Z, H, W) that ``decide`` gives for the logits (N, K, h, w) inside the body box, 0 around it."""
+        first, end, _ = slices.indices(len(hu))
         box = self.inferer.box(self._windowed(hu[:: -(-len(hu) // BOX_SLICES)])[:, 0])  # the slices body_box looks at
         decided = np.zeros(hu.shape, dtype=np.uint8)
         body = decided[:, slice(*box[0]), slice(*box[1])]
-        for start, stop in self.inferer.batches(len(hu)):
+        if progress is not None and (left_out := len(hu) - (end - first)):
+            progress(left_out)
+        for start, stop in ((first + start, first + stop) for start, stop in self.inferer.batches(end - first)):
             windowed = self._windowed(hu[start:stop]).to(self.device, non_blocking=True)
             logits = self.inferer.predict_inside(windowed, box, network)
             body[start:stop] = decide(logits)[:, 0].cpu().numpy()
@@ -223,8 +236,8 @@ class LesionSegmenter:
 
     @torch.inference_mode()
     def _classes(self) -> tuple[str, ...]:
-        """Names of the codes by what the network gives for an empty slice."""
-        found = self.network(torch.zeros(1, 1, *self.inferer.size, device=self.device))
+        """Names of the codes by what the network gives for a slice."""
+        found = self.network(self._example())
         shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
         names = [names for count, names in CLASSES.items() if shape == (1, count, *self.inferer.size)]
         if not names:
@@ -232,6 +245,11 @@ class LesionSegmenter:
                 f"the network gives {shape} for a slice, expected one logit or three class logits (1, 3, H, W)."
             )
         return names[0]
+
+    def _example(self) -> torch.Tensor:
+        """A slice of noise, as the network sees slices."""
+        noise = torch.rand(1, 1, *self.inferer.size, generator=torch.Generator().manual_seed(0))
+        return noise.to(self.device)
 
     def _windowed(self, hu: np.ndarray) -> torch.Tensor:
         """(N, 1, H, W) in [0, 1] from (N, H, W) in HU."""

@@ -122,4 +122,5 @@ class UprightSliceInferer(Inferer):
         resized = interpolate(body.float(), size=self.size, mode="bilinear", antialias=True)
         with autocast(resized.device, self.amp):
             logits = network(resized.contiguous(memory_format=torch.channels_last), *args, **kwargs)
-        return interpolate(logits.float(), size=body.shape[-2:], mode="bilinear", antialias=True)
+        shrinks = bottom - top < self.size[0] or right - left < self.size[1]  # else the filter would only cost time
+        return interpolate(logits.float().contiguous(), size=body.shape[-2:], mode="bilinear", antialias=shrinks)

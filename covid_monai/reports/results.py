@@ -7,6 +7,7 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,11 +72,13 @@ def write_results(
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as name:
             unfinished = Path(name)
-            _write_masks(analysis, scan, unfinished)
+            with ThreadPoolExecutor(max_workers=1) as beside:
+                masks = beside.submit(_write_masks, analysis, scan, unfinished)  # compressing them takes long
+                save_overview(analysis, unfinished / "overview.png")
+                save_html(analysis, unfinished / "report.html", title)
+                save_pdf(analysis, unfinished / "report.pdf", title)
+                masks.result()
             (unfinished / "analysis.json").write_text(json.dumps(analysis.to_dict(), indent=2) + "\n", encoding="utf-8")
-            save_overview(analysis, unfinished / "overview.png")
-            save_html(analysis, unfinished / "report.html", title)
-            save_pdf(analysis, unfinished / "report.pdf", title)
             names = [*FILES[:-1], *(_write_dicom(analysis, sources, unfinished) if sources else ()), FILES[-1]]
             (folder / "analysis.json").unlink(missing_ok=True)
             _remove_dicom(folder / DICOM)  # of another state of this scan

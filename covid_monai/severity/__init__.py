@@ -6,7 +6,7 @@ from covid_monai.severity.compare import Agreement, MaskComparison, compare_mask
 from covid_monai.severity.evaluate import Evaluation, Proportion, evaluate
 from covid_monai.severity.finding import Finding, find_opacities, peripheral_share
 from covid_monai.severity.lobes import approximate_lobes, lobes_from_codes
-from covid_monai.severity.lungs import GivenLungs, LungFinder, Lungs, ThresholdLungs, lung_warnings
+from covid_monai.severity.lungs import GivenLungs, LungFinder, Lungs, LungSearch, ThresholdLungs, lung_warnings
 from covid_monai.severity.regions import divide_regions
 from covid_monai.severity.scores import (
     CUT_OFF,
@@ -34,6 +34,7 @@ __all__ = [
     "GivenLungs",
     "Involvement",
     "LungFinder",
+    "LungSearch",
     "Lungs",
     "MaskComparison",
     "NoiseFloor",

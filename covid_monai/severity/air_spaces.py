@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from scipy import ndimage
@@ -111,7 +113,9 @@ def _gas(smooth: np.ndarray, air: np.ndarray, ceiling: float, spacing: tuple[flo
     gas = np.zeros(air.shape, dtype=bool)
     walled = np.zeros(air.shape, dtype=bool)
     wall = max(GAS_WALL_MM, *spacing[1:])
-    for z, plane in in_slices(air & (smooth < ceiling + BLURRED_HU)):
+
+    def search(at: tuple[int, np.ndarray]) -> None:
+        z, plane = at
         for part, around, area, share in _cores(plane & (smooth[z] < ceiling), smooth[z], wall, spacing[1:]):
             if area <= LARGEST_GAS_CM2 and share >= WALLED:
                 walled[z][around] |= part
@@ -120,14 +124,25 @@ def _gas(smooth: np.ndarray, air: np.ndarray, ceiling: float, spacing: tuple[flo
         for part, around, area, share in _cores(plane, smooth[z], wall, spacing[1:]):
             if area <= LARGEST_BRONCHUS_CM2 and share >= WALLED:
                 gas[z][around] |= part
+
+    def widen(at: tuple[int, np.ndarray]) -> None:
+        z, plane = at
+        gas[z] = ndimage.distance_transform_edt(~plane, sampling=spacing[1:]) <= wall
+
+    _each(search, in_slices(air & (smooth < ceiling + BLURRED_HU)))
     spaces, count = ndimage.label(gas | walled)
     leading = np.zeros(count + 1, dtype=bool)
     leading[np.unique(spaces[walled])] = True
     leading[0] = False
     gas = leading[spaces]
-    for z, plane in in_slices(gas):
-        gas[z] = ndimage.distance_transform_edt(~plane, sampling=spacing[1:]) <= wall
+    _each(widen, in_slices(gas))
     return gas
+
+
+def _each(work: Callable[[tuple[int, np.ndarray]], None], slices: Iterable[tuple[int, np.ndarray]]) -> None:
+    """Work on slices that do not depend on each other, on all cores: scipy's transforms let other threads run."""
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as workers:
+        list(workers.map(work, slices))
 
 
 def _cores(

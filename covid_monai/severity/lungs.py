@@ -3,15 +3,16 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from covid_monai.severity.air_spaces import air_spaces
 from covid_monai.severity.anatomy import LOBES, SIDES
 from covid_monai.severity.blocks import any_in_blocks, block_means, block_steps, interpolate_codes, repeat_blocks
-from covid_monai.severity.filling import fill_sides, islands_in_lesions, with_lesions
+from covid_monai.severity.filling import REACH_ALONG_MM, fill_sides, islands_in_lesions, with_lesions
 from covid_monai.severity.lobes import lobes_from_codes
 from covid_monai.severity.lung_checks import (
     SHIFTED_UP,
@@ -26,6 +27,7 @@ from covid_monai.severity.sides import right_half, split_sides
 __all__ = [
     "GivenLungs",
     "LungFinder",
+    "LungSearch",
     "Lungs",
     "ThresholdLungs",
     "check_sides",
@@ -75,8 +77,33 @@ class Lungs:
         return cls(mask, method, lobes, (*warnings, *check_lungs(mask, hu, lesions)), cut_ends(mask))
 
 
-class LungFinder(Protocol):
-    """Finds the lungs of a scan."""
+@dataclass(frozen=True, eq=False)
+class LungSearch:
+    """Lungs of a scan as far as they can be found without its lesions.
+
+    Attributes:
+        slices: from the first to the last slice where there can be lung, or lesion that belongs to it.
+        finish: gives the lungs for the scan's lesions (Z, H, W), non-zero for lesion.
+    """
+
+    slices: slice
+    finish: Callable[[np.ndarray], Lungs]
+
+
+class LungFinder(ABC):
+    """Finds the lungs of a scan, the greater part of it before its lesions are known."""
+
+    @abstractmethod
+    def begin(self, hu: np.ndarray, spacing: Spacing) -> LungSearch:
+        """Search a scan.
+
+        Args:
+            hu: (Z, H, W) in Hounsfield units, upright.
+            spacing: (dz, dy, dx) in mm.
+
+        Raises:
+            ValueError: ``hu`` is not (Z, H, W), or a spacing is not positive.
+        """
 
     def __call__(self, hu: np.ndarray, spacing: Spacing, lesions: np.ndarray) -> Lungs:
         """Find the lungs.
@@ -85,11 +112,14 @@ class LungFinder(Protocol):
             hu: (Z, H, W) in Hounsfield units, upright.
             spacing: (dz, dy, dx) in mm.
             lesions: (Z, H, W), non-zero for lesion.
+
+        Raises:
+            ValueError: as :meth:`begin`, or ``lesions`` has another shape.
         """
-        ...
+        return self.begin(hu, spacing).finish(lesions)
 
 
-class ThresholdLungs:
+class ThresholdLungs(LungFinder):
     """Lungs from HU alone, without a network.
 
     Air of the lungs, told from air outside, in airways and in bowel (`air_spaces`); right and left (`split_sides`);
@@ -97,30 +127,41 @@ class ThresholdLungs:
     It works on blocks of voxels of about 1.5 mm.
     """
 
-    def __call__(self, hu: np.ndarray, spacing: Spacing, lesions: np.ndarray) -> Lungs:
-        """See `LungFinder`.
-
-        Raises:
-            ValueError: ``hu`` is not (Z, H, W), ``lesions`` has another shape, or a spacing is not positive.
-        """
-        _check(hu, spacing, lesions)
+    def begin(self, hu: np.ndarray, spacing: Spacing) -> LungSearch:
+        """See `LungFinder`."""
+        check_scan(hu, spacing)
         steps, grid = block_steps(spacing)
         blocks = block_means(hu, steps)
         air, islands, gas = air_spaces(blocks, grid)
-        if not air.any():
-            mask = np.zeros(hu.shape, dtype=np.uint8)
-            return Lungs(mask, "threshold", warnings=(*check_lungs(mask, hu, lesions), *_why_none(blocks, grid)))
-        found = any_in_blocks(lesions, steps)
-        air |= islands_in_lesions(islands, found)
-        right = right_half(blocks, found, grid)
-        codes = fill_sides(split_sides(air, right), grid)
-        united = with_lesions(codes, found, islands, right, blocks, grid)
-        warnings = added_by_lesions(codes, united)
-        codes = fill_sides(united, grid, slices=(united != codes).any(axis=(1, 2)))
-        codes[gas] = 0
-        mask = interpolate_codes(codes, steps, hu.shape)
-        _take_lesions(mask, lesions, codes, steps)
-        return Lungs.checked(mask, "threshold", hu, lesions, warnings=warnings)
+
+        def finish(lesions: np.ndarray) -> Lungs:
+            check_lesions(lesions, hu)
+            if not air.any():
+                mask = np.zeros(hu.shape, dtype=np.uint8)
+                return Lungs(mask, "threshold", warnings=(*check_lungs(mask, hu, lesions), *_why_none(blocks, grid)))
+            found = any_in_blocks(lesions, steps)
+            spaces = air | islands_in_lesions(islands, found)
+            right = right_half(blocks, found, grid)
+            codes = fill_sides(split_sides(spaces, right), grid)
+            united = with_lesions(codes, found, islands, right, blocks, grid)
+            warnings = added_by_lesions(codes, united)
+            codes = fill_sides(united, grid, slices=(united != codes).any(axis=(1, 2)))
+            codes[gas] = 0
+            mask = interpolate_codes(codes, steps, hu.shape)
+            _take_lesions(mask, lesions, codes, steps)
+            return Lungs.checked(mask, "threshold", hu, lesions, warnings=warnings)
+
+        there = np.repeat((air | islands).any(axis=(1, 2)), steps[0])[: len(hu)]
+        return LungSearch(slices_around(there, spacing), finish)
+
+
+def slices_around(there: np.ndarray, spacing: Spacing) -> slice:
+    """Slices where lung is, ``there`` (Z,) bool, and those that lesions may lead on to; all where there is none."""
+    if not there.any():
+        return slice(0, len(there))
+    reach = int(np.ceil(REACH_ALONG_MM / spacing[0]))
+    first, last = np.flatnonzero(there)[[0, -1]]
+    return slice(max(0, int(first) - reach), min(len(there), int(last) + 1 + reach))
 
 
 def _why_none(blocks: np.ndarray, grid: Spacing) -> tuple[str, ...]:
@@ -130,7 +171,7 @@ def _why_none(blocks: np.ndarray, grid: Spacing) -> tuple[str, ...]:
     return (SHIFTED_UP,) if air_spaces(blocks - SHIFT_HU, grid)[0].any() else ()
 
 
-class GivenLungs:
+class GivenLungs(LungFinder):
     """Lungs that the user gives, as they are: nothing is added, and lesions outside are not theirs.
 
     Args:
@@ -160,14 +201,14 @@ class GivenLungs:
             )
         self.told_apart = len(codes) > 1
 
-    def __call__(self, hu: np.ndarray, spacing: Spacing, lesions: np.ndarray) -> Lungs:
+    def begin(self, hu: np.ndarray, spacing: Spacing) -> LungSearch:
         """See `LungFinder`.
 
         Raises:
             ValueError: the given mask has another shape than the scan, or right and left are exchanged in it; or as in
-                `ThresholdLungs`.
+                `LungFinder`.
         """
-        _check(hu, spacing, lesions)
+        check_scan(hu, spacing)
         if self.mask.shape != hu.shape:
             raise ValueError(f"the lung mask has shape {self.mask.shape}, the scan {hu.shape}: give it on its grid.")
         if self.lobes is not None:
@@ -177,7 +218,13 @@ class GivenLungs:
         else:
             mask, method = self.mask.astype(np.uint8), "given lungs"
         check_sides(mask, "the lung mask")
-        return Lungs.checked(mask, method, hu, lesions, self.lobes)
+
+        def finish(lesions: np.ndarray) -> Lungs:
+            check_lesions(lesions, hu)
+            return Lungs.checked(mask, method, hu, lesions, self.lobes)
+
+        first, last = np.flatnonzero(mask.any(axis=(1, 2)))[[0, -1]]
+        return LungSearch(slice(int(first), int(last) + 1), finish)
 
 
 def _split(mask: np.ndarray, hu: np.ndarray, spacing: Spacing) -> np.ndarray:
@@ -245,8 +292,21 @@ def _take_lesions(mask: np.ndarray, lesions: np.ndarray, blocks: np.ndarray, ste
             plane[missed] = repeat_blocks(blocks[z // steps[0]], steps, mask.shape)[missed]
 
 
-def _check(hu: np.ndarray, spacing: Spacing, lesions: np.ndarray) -> None:
+def check_scan(hu: np.ndarray, spacing: Spacing) -> None:
+    """Refuse what is no scan with lengths.
+
+    Raises:
+        ValueError: ``hu`` is not (Z, H, W), or a spacing is not positive.
+    """
     if hu.ndim != 3 or min(spacing) <= 0:
         raise ValueError(f"expected (Z, H, W) and positive spacing in mm, got shape {hu.shape} and spacing {spacing}.")
+
+
+def check_lesions(lesions: np.ndarray, hu: np.ndarray) -> None:
+    """Refuse lesions of another shape than their scan.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
     if lesions.shape != hu.shape:
         raise ValueError(f"the lesions have shape {lesions.shape}, the scan {hu.shape}: they must lie on one grid.")

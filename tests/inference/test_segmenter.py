@@ -181,6 +181,19 @@ def test_lesions_are_found_wherever_a_slice_has_body(slices: int):
     assert np.array_equal(mask, hu == -400)
 
 
+def test_slices_that_are_left_out_have_no_lesion_and_the_others_what_they_had(phantom_folder: Path):
+    hu = upright_hu(read_ct(phantom_folder / "image.nii.gz"))
+    segmenter = LesionSegmenter(Band(-700.0, -100.0), device="cpu")
+    whole = segmenter.levels(hu, (0.5,)).values
+    done: list[int] = []
+    part = segmenter.levels(hu, (0.5,), progress=done.append, slices=slice(3, 9)).values
+    assert whole[:3].any()
+    assert np.array_equal(part[3:9], whole[3:9])
+    assert not part[:3].any()
+    assert not part[9:].any()
+    assert sum(done) == len(hu)
+
+
 def test_the_mask_does_not_depend_on_the_batch(phantom_folder: Path):
     scan = read_ct(phantom_folder / "image.nii.gz")
     masks = [

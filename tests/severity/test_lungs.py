@@ -42,6 +42,32 @@ def test_the_volumes_of_ellipsoids_are_found(spacing: Spacing):
     assert (found.method, found.lobes, found.warnings, found.cut) == ("threshold", None, (), ())
 
 
+@pytest.mark.parametrize("spacing", [COARSE, (1.0, 4.0, 4.0)])
+def test_only_slices_that_lesions_may_lead_on_to_need_a_look(spacing: Spacing):
+    hu, lungs, _ = chest(spacing)
+    abdomen = np.where(hu == LUNG, np.float32(TISSUE), hu)
+    long = np.concatenate([abdomen, hu, abdomen])
+    with_lung = np.flatnonzero(lungs.any(axis=(1, 2))) + len(hu)
+    slices = find.begin(long, spacing).slices
+    reach = int(np.ceil(REACH_ALONG_MM / spacing[0]))
+    assert slices.start == pytest.approx(with_lung[0] - reach, abs=1)
+    assert slices.stop == pytest.approx(with_lung[-1] + 1 + reach, abs=1)
+    assert find.begin(abdomen, spacing).slices == slice(0, len(abdomen))  # no lung: look everywhere
+
+
+def test_of_given_lungs_only_their_slices_need_a_look():
+    hu, lungs, _ = chest()
+    there = np.flatnonzero(lungs.any(axis=(1, 2)))
+    assert GivenLungs(lungs=lungs).begin(hu, COARSE).slices == slice(there[0], there[-1] + 1)
+
+
+def test_lesions_of_another_shape_are_refused():
+    hu, lungs, _ = chest()
+    for finder in (find, GivenLungs(lungs=lungs)):
+        with pytest.raises(ValueError, match="they must lie on one grid"):
+            finder.begin(hu, COARSE).finish(none(hu)[1:])
+
+
 def test_vessels_and_dense_parts_within_the_lung_are_lung():
     hu, lungs, mm = chest()
     within = ellipsoid(mm, (0, 0, -70), (60, 30, 20)) | ellipsoid(mm, (20, 10, 70), (12, 12, 12))
