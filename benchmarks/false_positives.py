@@ -21,7 +21,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from covid_monai.datasets import load_side
-from covid_monai.datasets.phantom import make_phantom, upright
+from covid_monai.datasets.phantom import upright
+from covid_monai.datasets.phantoms import lesion_free_phantoms
 from covid_monai.datasets.slices import read_slice
 from covid_monai.inference import LesionSegmenter
 from covid_monai.reports.pictures import LUNG_WINDOW, grey, nearest, tint
@@ -37,13 +38,9 @@ Case = tuple[str, str, np.ndarray]
 
 def phantoms(count: int) -> Iterator[Case]:
     """Slices of lesion-free thoraces of several slice thicknesses and noise levels."""
-    for seed in range(count):
-        thickness, noise = ((1.5, 40.0), (3.0, 25.0), (6.0, 12.0))[seed % 3]
-        phantom = make_phantom(
-            9000 + seed, (384, 384, 24), (360 / 384, 360 / 384, 10.0), None, noise=noise, thickness=thickness
-        )
+    for number, phantom in enumerate(lesion_free_phantoms(count, size=384)):
         for plane in upright(phantom.hu):
-            yield "phantom", f"phantom {seed}", plane.astype(np.float32)
+            yield "phantom", f"phantom {number}", plane.astype(np.float32)
 
 
 def slices(datalist: Path) -> Iterator[Case]:

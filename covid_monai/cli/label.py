@@ -35,7 +35,7 @@ def add_label(commands: Any) -> None:
     command.add_argument("studies", metavar="STUDIES", help="folder of NIfTI files, or DICOMweb address")
     command.add_argument("--work", type=Path, default=Path("label"), metavar="DIR", help="folder for trained weights, "
                          "MLflow's database and what is fetched from an archive (default label)")  # fmt: skip
-    command.add_argument("--port", type=int, default=8000, help="port to listen at (default 8000, which OHIF expects)")
+    command.add_argument("--port", type=int, default=8000, help="port to listen at (default 8000)")
     command.add_argument("--bundle", type=Path, metavar="DIR", help="MONAI bundle with the model (default: the one "
                          "shipped, lung_ct_ggo_consolidation_segmentation)")  # fmt: skip
     command.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda when there is one)")

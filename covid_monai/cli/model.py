@@ -100,9 +100,7 @@ def _list(options: argparse.Namespace) -> int:
         print(f"  weights {tags['weights_sha256'][:12]}, data {tags.get('data_hash', 'unknown')[:12]}, run "
               f"{version.run_id}")  # fmt: skip
         print(f"  licence of the weights: {tags.get('licence', 'not stated')}")
-        if figures := [
-            f"{key} {value}" for key, value in sorted(tags.items()) if "_val_" in key or key.endswith("_ml")
-        ]:
+        if figures := [f"{key} {value}" for key, value in version.figures.items()]:
             print(f"  {', '.join(figures)} (data {tags.get('measured_on', 'unknown')[:12]})")
         for key in ("gate", "gate_reason", "gate_faults", "rolled_back"):
             if key in tags:

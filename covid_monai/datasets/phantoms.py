@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The synthetic thorax as a data set: several patients, some of them healthy, as labelled slices."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,21 @@ TITLE = "synthetic thorax phantoms in HU with lesions of known volume, made here
 LICENCE = "CC0 1.0 (synthetic)"
 HEIGHT = 224.0  # mm of the thorax that the slices span
 THICKNESS = 6.0  # mm
+LESION_FREE_SEED = 9000
+LESION_FREE = ((1.5, 40.0), (3.0, 25.0), (6.0, 12.0))  # slice thickness in mm, noise in HU
+
+
+def lesion_free_phantoms(count: int = len(LESION_FREE), size: int = 256) -> Iterator[Phantom]:
+    """Patients without lesions, always the same ones, to count false positives in.
+
+    Args:
+        count: how many; three slice thicknesses with their noise take turns.
+        size: of a slice, pixels on either side of 360 mm; there are 24, 10 mm apart.
+    """
+    for number in range(count):
+        thickness, noise = LESION_FREE[number % len(LESION_FREE)]
+        spacing = (360 / size, 360 / size, 10.0)
+        yield make_phantom(LESION_FREE_SEED + number, (size, size, 24), spacing, None, noise=noise, thickness=thickness)
 
 
 def read(

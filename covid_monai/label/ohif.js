@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// OHIF as MONAI Label ships it draws masks, but can neither change nor send them back. This, which follows its own
-// configuration, puts brushes and the list of segments beside MONAI Label's panel, and a button that sends the label.
+// OHIF as MONAI Label ships it draws masks, and can neither change nor save them. Appended to its configuration, this
+// adds brushes and the list of segments to the left panel, and buttons that save the label and tell of a training.
 "use strict";
 (() => {
   const MODE = "@ohif/mode-monai-label";
   const SEGMENTS = "@ohif/extension-cornerstone.panelModule.panelSegmentationWithTools";
-  const TITLE = "MONAI Label";
 
   // the panel asks port 8000 unless this cookie, which all servers of a host share, tells it another
   document.cookie = `MONAILABEL_SERVER_URL=${encodeURIComponent(`${location.origin}/`)}`;
@@ -42,29 +41,44 @@
     );
     form.append("label", nrrd(volume), "label.nrrd");
     const response = await fetch(`/datastore/label?tag=final&image=${series}`, { method: "PUT", body: form });
-    const answer = await response.json();
+    const answer = await response.json().catch(() => ({ detail: `the server answers ${response.status}.` }));
     if (!response.ok) throw new Error(answer.detail);
     const scores = Object.entries(answer.dice ?? {}).map(([name, dice]) => `${name} ${dice.toFixed(2)}`);
     return `The label is saved. ${scores.length ? `Dice with the model's: ${scores.join(", ")}.` : ""}`;
+  };
+
+  // the panel's own button tells only that a training was asked for
+  const training = async () => {
+    const response = await fetch("/train/");
+    if (response.status === 404) return "No training was started since the server runs.";
+    const { status, details } = await response.json();
+    if (status === "DONE") return "The training is done: the next run uses the new model.";
+    if (status === "ERROR") throw new Error((details.at(-1) ?? "see the server's output.").replace(/^[\w.]+: /, ""));
+    return status === "STOPPED" ? "The training was stopped." : "The training runs.";
+  };
+
+  const BUTTONS = [
+    { id: "SubmitLabel", label: "Submit label", icon: "icon-upload", answer: submit, fault: "The label is not saved" },
+    { id: "Training", label: "Training", icon: "info-action", answer: training, fault: "The training failed" },
+  ];
+
+  const command = ({ answer, fault }, services) => async () => {
+    const tell = (type, message) =>
+      services.uiNotificationService.show({ title: "MONAI Label", type, message, duration: 10000 });
+    try {
+      tell("success", await answer(services));
+    } catch (error) {
+      tell("error", `${fault}: ${error.message}`);
+    }
   };
 
   window.config.extensions.push({
     id: "covid-monai",
     getCommandsModule: ({ servicesManager: { services } }) => ({
       defaultContext: "DEFAULT",
-      definitions: {
-        submitLabel: {
-          commandFn: async () => {
-            const tell = (type, message) =>
-              services.uiNotificationService.show({ title: TITLE, type, message, duration: 10000 });
-            try {
-              tell("success", await submit(services));
-            } catch (error) {
-              tell("error", `The label is not saved: ${error.message}`);
-            }
-          },
-        },
-      },
+      definitions: Object.fromEntries(
+        BUTTONS.map((button) => [button.id, { commandFn: command(button, services) }])
+      ),
     }),
   });
 
@@ -80,16 +94,14 @@
         onModeEnter: (managers) => {
           editing.onModeEnter(managers); // tools of the other mode, and those that change segments
           const { toolbarService } = managers.servicesManager.services;
-          toolbarService.addButtons([
-            {
-              id: "SubmitLabel",
+          toolbarService.addButtons(
+            BUTTONS.map(({ id, label, icon }) => ({
+              id,
               uiType: "ohif.radioGroup",
-              props: { icon: "icon-upload", label: "Submit label", commands: "submitLabel", evaluate: "evaluate.action" },
-            },
-          ]);
-          toolbarService.createButtonSection("primary", [
-            ...["WindowLevel", "Pan", "Zoom", "Capture", "Layout", "Crosshairs", "MoreTools", "SubmitLabel"],
-          ]);
+              props: { icon, label, commands: id, evaluate: "evaluate.action" },
+            }))
+          );
+          toolbarService.createButtonSection("primary", BUTTONS.map(({ id }) => id)); // behind those that are there
         },
         routes: [
           {

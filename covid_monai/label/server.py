@@ -31,7 +31,7 @@ class ServerSettings:
         studies: folder of NIfTI files, or root of a DICOMweb service.
         work: folder of what the server makes: trained weights, MLflow's database, what it fetched from the archive.
         host: address to listen at.
-        port: port to listen at; OHIF's panel looks for 8000 unless it is told otherwise.
+        port: port to listen at.
         bundle: folder of the MONAI bundle; None for the one that is shipped.
         device: cpu, cuda or cuda:N; None for CUDA when there is one.
     """

@@ -20,7 +20,7 @@ from monai.bundle import ConfigParser
 from covid_monai.analysis import analyse, scan_id
 from covid_monai.ct import CTScan, SourceFacts, read_ct
 from covid_monai.datasets import data_hash, load_datalist, load_side
-from covid_monai.datasets.phantom import make_phantom
+from covid_monai.datasets.phantoms import lesion_free_phantoms
 from covid_monai.inference import LesionSegmenter, default_bundle
 from covid_monai.registry.contents import WEIGHTS
 from covid_monai.registry.faults import GateError
@@ -33,10 +33,6 @@ METRIC = "val_volume_dice"
 CLASS_METRICS = ("val_volume_dice_ggo", "val_volume_dice_consolidation")
 CODE = {1: "lung_ct_infection_segmentation", 2: "lung_ct_ggo_consolidation_segmentation"}
 """Shipped bundle by whose configuration a network of so many classes is scored."""
-PHANTOM_SEED = 9000
-PHANTOMS = ((1.5, 40.0), (3.0, 25.0), (6.0, 12.0))
-"""Slice thickness in mm and noise in HU of the lesion-free phantoms."""
-PHANTOM_SHAPE, PHANTOM_SPACING = (256, 256, 24), (360 / 256, 360 / 256, 10.0)
 
 
 @dataclass(frozen=True)
@@ -125,11 +121,8 @@ def evaluate(
 
 def _lesion_free(paths: Iterable[Path]) -> Iterator[tuple[str, CTScan]]:
     """Name by which it may be recorded, and scan."""
-    for number, (thickness, noise) in enumerate(PHANTOMS):
-        phantom = make_phantom(
-            PHANTOM_SEED + number, PHANTOM_SHAPE, PHANTOM_SPACING, None, noise=noise, thickness=thickness
-        )
-        yield f"phantom {number + 1}", CTScan.from_array(phantom.hu, phantom.affine, SourceFacts("phantom", 1))
+    for number, phantom in enumerate(lesion_free_phantoms(), 1):
+        yield f"phantom {number}", CTScan.from_array(phantom.hu, phantom.affine, SourceFacts("phantom", 1))
     for path in paths:
         scan = read_ct(path)
         yield scan_id(scan), scan

@@ -10,6 +10,14 @@ from mlflow.exceptions import MlflowException
 
 __all__ = ["GateError", "RegistryError", "answered"]
 
+REFUSALS = {
+    401: "the server does not know this user by this password: set MLFLOW_TRACKING_USERNAME and "
+    "MLFLOW_TRACKING_PASSWORD.",
+    403: "the server does not allow it to this user, or has no such thing: look at the name, or ask its administrator "
+    "for a permission.",
+}
+"""What a server with accounts means, by the HTTP status of its answer."""
+
 
 class RegistryError(ValueError):
     """A registry cannot be asked, has no such model, or holds another thing than it recorded."""
@@ -32,5 +40,7 @@ def answered(what: str) -> Iterator[None]:
     try:
         yield
     except MlflowException as error:
+        if refusal := REFUSALS.get(error.get_http_status_code()):
+            raise RegistryError(f"{what}: {refusal}") from error
         reason = str(error.message or error).strip().splitlines()[0]
         raise RegistryError(f"{what}: MLflow says: {reason[:300]}") from error

@@ -17,7 +17,8 @@ from covid_monai.registry.versions import CHALLENGER, CHAMPION, Registry, Versio
 
 __all__ = ["Comparison", "compare", "promote", "rollback"]
 
-BEFORE = "champion_before"
+BEFORE, ROLLED_BACK = "champion_before", "rolled_back"
+MEASURED_ON = "measured_on"
 
 
 @dataclass(frozen=True)
@@ -115,14 +116,37 @@ def promote(
     )
     if gate == "refused":
         raise GateError(f"{challenger.uri} is refused: {'; '.join(faults)}")
-    now = registry.champion(challenger.name)
-    if (now and now.number) != (champion and champion.number):
-        raise GateError(f"the champion of {challenger.name} has changed meanwhile: compare with the new one.")
-    registry.tag(challenger, {BEFORE: champion.number if champion else None, "rolled_back": None})
-    registry.point(CHAMPION, challenger)
-    if CHALLENGER in registry.find(challenger.uri).aliases:  # another may have been registered meanwhile
-        registry.unpoint(CHALLENGER, challenger)
+    with registry.alone():
+        _succeed(registry, champion, challenger)
+        if CHALLENGER in registry.find(challenger.uri).aliases:  # another may have been registered meanwhile
+            registry.unpoint(CHALLENGER, challenger)
     return comparison
+
+
+def _succeed(registry: Registry, champion: Version | None, challenger: Version) -> None:
+    """Make a version the champion after the one that it was compared with, if that one still is the champion.
+
+    Processes that promote in a local store wait for each other here. MLflow's server has no request that sets an alias
+    on a condition: the champion is read again in the request just before. Between these two another promotion can slip
+    in; then the alias names the version that was pointed to last, whose ``champion_before`` is the champion that both
+    were compared with, so that a rollback leads there.
+
+    Raises:
+        GateError: when the champion is another one by now; that is recorded with the version as its refusal.
+    """
+    earlier = registry.find(challenger.uri).tags
+    registry.tag(challenger, {BEFORE: champion.number if champion else None, ROLLED_BACK: None})
+    now = registry.champion(challenger.name)
+    if (now and now.number) == (champion and champion.number):
+        registry.point(CHAMPION, challenger)
+        return
+    if now is not None and now.number == challenger.number:
+        raise GateError(f"{challenger.uri} has become the champion meanwhile: there is nothing left to do.")
+    found = f"version {now.number}" if now else "none"
+    fault = f"the champion of {challenger.name} has changed meanwhile, it is {found}"
+    kept = {key: earlier.get(key) for key in (BEFORE, ROLLED_BACK)}
+    registry.tag(challenger, {**kept, "gate": "refused", "gate_faults": fault, "gate_reason": None})
+    raise GateError(f"{fault}: compare anew.")
 
 
 def rollback(registry: Registry, name: str, reason: str) -> Version:
@@ -132,20 +156,21 @@ def rollback(registry: Registry, name: str, reason: str) -> Version:
         GateError: when there is no champion, or none before it.
     """
     _check_reason(reason, "--reason")
-    champion = registry.champion(name)
-    if champion is None or (before := champion.tags.get(BEFORE)) is None:
-        raise GateError(f"{name} has no champion before {f'version {champion.number}' if champion else 'any'}: promote "
-                        "the version that is wanted.")  # fmt: skip
-    version = registry.find(f"models:/{name}/{before}")
-    if "rolled_back" in version.tags:
-        raise GateError(f"{version.uri} was taken back itself: promote the version that is wanted.")
-    registry.tag(champion, {"rolled_back": reason})
-    registry.point(CHAMPION, version)
-    return registry.find(version.uri)
+    with registry.alone():
+        champion = registry.champion(name)
+        if champion is None or (before := champion.tags.get(BEFORE)) is None:
+            known = f"version {champion.number}" if champion else "any"
+            raise GateError(f"{name} has no champion before {known}: promote the version that is wanted.")
+        version = registry.find(f"models:/{name}/{before}")
+        if ROLLED_BACK in version.tags:
+            raise GateError(f"{version.uri} was taken back itself: promote the version that is wanted.")
+        registry.tag(champion, {ROLLED_BACK: reason})
+        registry.point(CHAMPION, version)
+        return registry.find(version.uri)
 
 
 def _measure(registry: Registry, version: Version, split: Split, lesion_free: tuple[Path, ...]) -> Figures:
-    """The figures of a version, whose means become tags of it."""
+    """The figures of a version, whose means become tags of it in place of those of another measurement."""
     tags = {
         "started_from_sha256": version.tags["weights_sha256"],
         "started_from_run": version.run_id,
@@ -157,7 +182,9 @@ def _measure(registry: Registry, version: Version, split: Split, lesion_free: tu
             figures = evaluate(bundle, split, lesion_free, registry.tracking_uri, version.name, tags)
     means = {f"{split.side}_{metric}": f"{fmean(values.values()):.4f}" for metric, values in figures.cases.items()}
     marked = {FALSE_POSITIVES: f"{fmean(figures.false_positives.values()):.4f}"}
-    registry.tag(version, {**means, **marked, "measured_on": split.data_hash, "evaluation_run": figures.run_id})
+    with registry.alone():
+        registry.tag(version, dict.fromkeys((MEASURED_ON, *registry.find(version.uri).figures)))
+        registry.tag(version, {**means, **marked, "evaluation_run": figures.run_id, MEASURED_ON: split.data_hash})
     return figures
 
 

@@ -36,6 +36,7 @@ ORIGIN = ("data_hash", "started_from_run", "started_from_sha256", "single_run", 
 """Tags of a training that its version takes over."""
 SCHEME = "models:/"
 PAGE = 200
+UNAUTHENTICATED = 401  # of HTTP; what an account may not see and what is not there are both 403
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,11 @@ class Version:
     def uri(self) -> str:
         """Name by which MLflow and this package find it, which always means the same version."""
         return f"{SCHEME}{self.name}/{self.number}"
+
+    @property
+    def figures(self) -> dict[str, str]:
+        """What was measured of it last, by the tags' names, which begin with the side of the split."""
+        return {key: value for key, value in sorted(self.tags.items()) if "_val_" in key or key.endswith("_ml")}
 
 
 def default_tracking_uri() -> str:
@@ -134,7 +140,7 @@ class Registry:
             def write(folder: Path, model: Model) -> dict[str, str]:
                 return {**tags, "network_sha256": write_model(segmenter, copy, folder, model)}
 
-            with self._alone(), answered(f"{name} cannot be registered"):
+            with self.alone(), answered(f"{name} cannot be registered"):
                 if run_id is not None:
                     return self._add(name, run_id, write, Path(temporary, "model"))
                 origin = {"stage": "registering", **lineage(source)}
@@ -225,8 +231,11 @@ class Registry:
         """
         return _check(version, self._download(version, NETWORK, folder), "network_sha256")
 
-    def _alone(self) -> AbstractContextManager[None]:
-        """Let other processes that register wait: two of them break a local store when both make it."""
+    def alone(self) -> AbstractContextManager[None]:
+        """Let other processes that register or promote in the same local store wait; a server is held by nobody.
+
+        Two processes break a local store when both make it, and MLflow sets an alias whatever it has become meanwhile.
+        """
         if self._database is None:
             return nullcontext()
         folder = self._database.resolve().parent
@@ -237,6 +246,9 @@ class Registry:
         try:
             made = self.client.get_run(run_id).data.tags.get("weights_sha256")
         except MlflowException as error:
+            if error.get_http_status_code() == UNAUTHENTICATED:
+                with answered(f"run {run_id} cannot be found"):
+                    raise
             raise RegistryError(
                 f"{run_id} is neither a bundle's folder nor a run of {self.tracking_uri}: name one of them."
             ) from error

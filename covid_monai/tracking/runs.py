@@ -61,7 +61,8 @@ class TrackedRun:
         params: what to record as parameters; no path and nothing that identifies a patient.
         tags: what to record as tags, None values are left out; also a parent run that this store does not know, which
             is of weights from elsewhere, see :func:`~covid_monai.tracking.lineage`.
-        record: JSON file that keeps the run's id. A run recorded there is reopened when ``resume`` is set.
+        record: JSON file that keeps the run's id. A run recorded there is reopened when ``resume`` is set; else it is
+            ended as KILLED if it still counts as RUNNING, since its process left no checkpoint to go on from.
         resume: continue the recorded run instead of beginning a new one.
         enabled: False makes every method do nothing but :meth:`execute` its stage (processes other than the first).
         data: the datalist items of each side that the stage uses. Each side is recorded as an MLflow data set named by
@@ -160,9 +161,12 @@ class TrackedRun:
 
     def _begin(self) -> tuple[str, bool]:
         """Begin a run or reopen the recorded one: its id, and whether it was reopened."""
-        self.run_id = self._recorded() if self.resume else None
-        resumed = self.run_id is not None
+        recorded = self._recorded()
+        resumed = self.resume and recorded is not None
+        self.run_id = recorded.run_id if recorded is not None and resumed else None
         if self.run_id is None:
+            if recorded is not None and recorded.status == "RUNNING":
+                self.client.set_terminated(recorded.run_id, "KILLED")
             self.run_id = self.client.create_run(self.experiment_id(), run_name=self.name).info.run_id
             params = [Param(key, str(value)) for key, value in self.params.items()]
             self.client.log_batch(self.run_id, params=params)
@@ -219,11 +223,11 @@ class TrackedRun:
         if self.run_id is not None:
             self.client.set_terminated(self.run_id, status)
 
-    def _recorded(self) -> str | None:
-        """Run id in the record file when it is of a run of this experiment in this tracking store."""
+    def _recorded(self) -> RunInfo | None:
+        """The run in the record file when it is one of this experiment in this tracking store."""
         run_id = None if self.record is None else recorded_run(self.record)
         info = None if run_id is None else self._info(run_id)
-        return run_id if info is not None and info.experiment_id == self.experiment_id() else None
+        return info if info is not None and info.experiment_id == self.experiment_id() else None
 
     def _info(self, run_id: str) -> RunInfo | None:
         """What the tracking store knows of a run; None where it knows no such run."""
@@ -237,7 +241,13 @@ class TrackedRun:
         experiment = self.client.get_experiment_by_name(self.experiment)
         if experiment is not None:
             return experiment.experiment_id
-        return self.client.create_experiment(self.experiment, artifact_location=self._artifact_location())
+        try:
+            return self.client.create_experiment(self.experiment, artifact_location=self._artifact_location())
+        except MlflowException:
+            experiment = self.client.get_experiment_by_name(self.experiment)  # another process may have made it
+            if experiment is None:
+                raise
+            return experiment.experiment_id
 
     def _artifact_location(self) -> str | None:
         """Artifacts of a local database lie beside it, not in whatever folder the command ran from."""

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from covid_monai import cli
 from covid_monai.registry import Registry, Version
 from tests.bundles.bundle import SINGLE
 from tests.conftest import BUNDLES
+from tests.registry.server import free_port, running
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -60,3 +62,33 @@ def add_version(registry: Registry) -> Callable[..., Version]:
         return registry.find(f"models:/lungs/{made.version}")
 
     return add
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> Path:
+    """Where the server keeps the models."""
+    return tmp_path / "artifacts"
+
+
+@pytest.fixture
+def server(tracking_uri: str, artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    port = free_port()
+    words = ["server", "--backend-store-uri", tracking_uri, "--artifacts-destination", str(artifacts), "--workers", "1"]
+    words += ["--host", "127.0.0.1", "--port", str(port)]
+    jobs = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # processes that are not needed here
+    with running(words, f"http://127.0.0.1:{port}", tmp_path / "server.log", **jobs) as address:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        yield address
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a command in this process: exit code, output, and the lines of faults."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        code = cli.main([str(word) for word in words])
+        captured = capsys.readouterr()
+        faults = [line for line in captured.err.splitlines() if line.startswith("covid-monai: ")]
+        return code, captured.out, "\n".join(faults)
+
+    return call

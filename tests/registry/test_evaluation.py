@@ -2,11 +2,13 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mlflow import MlflowClient
 
 from covid_monai.datasets import prepare
 from covid_monai.datasets.phantom import make_phantom
+from covid_monai.datasets.phantoms import lesion_free_phantoms
 from covid_monai.registry import Figures, GateError, Split, evaluate
 from covid_monai.registry.evaluation import CODE
 from tests.bundles.bundle import CASCADE, SINGLE
@@ -86,3 +88,16 @@ def test_the_code_that_scores_is_shipped():
     assert CODE == {1: SINGLE, 2: CASCADE}
     assert all((BUNDLES / name / "configs" / "evaluate.yaml").is_file() for name in CODE.values())
     assert GateError.__mro__[1].__name__ == "RegistryError"
+
+
+def test_lesion_free_phantoms_are_always_the_same():
+    """Their false positives are compared over the years: what makes them is written down here once more."""
+    for number, (thickness, noise, found) in enumerate(
+        zip((1.5, 3.0, 6.0, 1.5), (40.0, 25.0, 12.0, 40.0), lesion_free_phantoms(4, size=64), strict=True)
+    ):
+        spacing = (5.625, 5.625, 10.0)
+        made = make_phantom(9000 + number, (64, 64, 24), spacing, None, noise=noise, thickness=thickness)
+        assert np.array_equal(found.hu, made.hu)
+        assert np.array_equal(found.affine, made.affine)
+        assert not found.lesions.any()
+    assert [phantom.hu.shape for phantom in lesion_free_phantoms()] == [(256, 256, 24)] * 3

@@ -2,11 +2,15 @@
 """The gate's decisions against a real store; what it measures is given, see test_evaluation for the measuring."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from covid_monai import cli
 from covid_monai.datasets import prepare
 from covid_monai.registry import Figures, GateError, Registry, Split, Version, compare, promote, promotion, rollback
 from tests.registry.test_gate import better, figures, worse
@@ -196,3 +200,117 @@ def test_a_split_that_was_changed_is_refused(split: Split, tmp_path: Path):
     changed.write_text(json.dumps(content))
     with pytest.raises(GateError, match="is not frozen: its slices were changed since they were prepared"):
         Split(changed)
+
+
+PROMOTER = """
+import os, sys, time
+from pathlib import Path
+from covid_monai.registry import GateError, Registry, Split, promote, promotion
+from tests.registry.test_gate import figures
+
+uri, datalist, folder, me = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
+
+def meet(name):
+    (folder / f"{name}.{me}").touch()
+    deadline = time.monotonic() + 60
+    while not (folder / f"{name}.{1 - me}").exists():
+        if time.monotonic() > deadline:
+            sys.exit(f"the other process does not come to {name}")
+        time.sleep(0.002)
+
+def measure(registry, version, split, scans):
+    return figures([0.1 + 0.01 * version.number * (k + 1) for k in range(5)], None, None)
+
+promotion._measure = measure
+judged = promotion.judge
+
+def judge(*both):
+    verdict = judged(*both)
+    meet(f"judged {turn}")
+    return verdict
+
+promotion.judge = judge
+registry, split = Registry(uri), Split(datalist)
+for turn in range(3):
+    number = 2 + 2 * turn + me
+    meet(f"begin {turn}")
+    try:
+        promote(registry, registry.find(f"models:/lungs/{number}"), split)
+        print(number, "won", flush=True)
+    except GateError as error:
+        print(number, error, flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_of_two_processes_that_promote_at_once_one_is_told_that_the_champion_changed(
+    registry: Registry,
+    add_version: Callable[..., Version],
+    measured: dict[int, Figures],
+    split: Split,
+    tmp_path: Path,
+):
+    """Three times two challengers, both better than the champion that both were compared with."""
+    measured[1] = figures()
+    promote(registry, add_version(), split)
+    for _ in range(6):
+        add_version()
+    words = [sys.executable, "-W", "ignore", "-c", PROMOTER, registry.tracking_uri, str(split.datalist), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    both = [
+        subprocess.Popen([*words, str(me)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+        for me in (0, 1)
+    ]
+    try:
+        said = [process.communicate(timeout=240) for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    assert [process.returncode for process in both] == [0, 0], said
+    champion = 1
+    for lines in zip(*(out.splitlines() for out, _ in said), strict=True):
+        told = dict(line.split(" ", 1) for line in lines)
+        (winner,) = (number for number, word in told.items() if word == "won")
+        (loser,) = set(told) - {winner}
+        fault = f"the champion of lungs has changed meanwhile, it is version {winner}"
+        assert told[loser] == f"{fault}: compare anew."
+        won, lost = (registry.find(f"models:/lungs/{number}").tags for number in (winner, loser))
+        assert (won["gate"], won["champion_before"]) == ("passed", str(champion))
+        assert (lost["gate"], lost["gate_faults"], lost.get("champion_before")) == ("refused", fault, None)
+        champion = int(winner)
+    assert registry.find("models:/lungs@champion").number == champion
+    assert rollback(registry, "lungs", "to see who was before").number == int(won["champion_before"])
+
+
+class TestFigures:
+    """What is recorded of a measurement; the measuring itself is given."""
+
+    @pytest.fixture
+    def measure(self, registry: Registry, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, str]]:
+        def measure(version: Version, split: Split, dice: float) -> dict[str, str]:
+            found = Figures({"val_volume_dice": {"a": dice}}, {"phantom 1": 0.25}, "run")
+            monkeypatch.setattr(promotion, "evaluate", lambda *_: found)
+            monkeypatch.setattr(registry, "pull", lambda version, folder: folder)
+            promotion._measure(registry, version, split, ())
+            return dict(registry.find(version.uri).tags)
+
+        return measure
+
+    def test_those_of_another_side_or_split_give_way(
+        self,
+        add_version: Callable[..., Version],
+        split: Split,
+        measure: Callable[..., dict[str, str]],
+        registry: Registry,
+        capsys: pytest.CaptureFixture[str],
+    ):
+        version = add_version(testing_val_volume_dice_ggo="0.9", measured_on="1" * 64)
+        tags = measure(version, split, 0.5)
+        assert (tags["testing_val_volume_dice"], tags["measured_on"]) == ("0.5000", split.data_hash)
+        assert "testing_val_volume_dice_ggo" not in tags
+        tags = measure(version, Split(split.datalist, "training"), 0.75)
+        assert "testing_val_volume_dice" not in tags
+        assert cli.main(["model", "list", "--tracking-uri", registry.tracking_uri]) == 0
+        listed = capsys.readouterr().out.splitlines()
+        expected = f"  false_positive_ml 0.2500, training_val_volume_dice 0.7500 (data {split.data_hash[:12]})"
+        assert [line for line in listed if "_val_" in line] == [expected]

@@ -4,100 +4,25 @@
 import base64
 import io
 import json
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from covid_monai import cli
 from covid_monai.datasets import prepare
 from covid_monai.datasets.phantom import Phantom, upright
 from covid_monai.networks import weights_sha256
 from covid_monai.registry import Registry
 from tests.bundles.bundle import SINGLE
 from tests.conftest import BUNDLES
+from tests.registry.server import WAIT_SECONDS, free_port, running
 from tests.registry.test_contents import flip_a_byte
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-WAIT_SECONDS = 180
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
-
-
-@contextmanager
-def running(words: list[str], address: str, log: Path, **environment: str) -> Iterator[str]:
-    """A server in a process group of its own, from its first answer to the end of the block."""
-    with log.open("w") as file:
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # as in an activated environment
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", *words],
-            env={**os.environ, "PATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **environment},
-            stdout=file, stderr=file, start_new_session=True,
-        )  # fmt: skip
-    try:
-        deadline = time.monotonic() + WAIT_SECONDS
-        while True:
-            try:
-                urllib.request.urlopen(f"{address}/health", timeout=5).close()
-                break
-            except (OSError, urllib.error.URLError):
-                assert process.poll() is None, log.read_text()[-3000:]
-                assert time.monotonic() < deadline, log.read_text()[-3000:]
-                time.sleep(0.5)
-        yield address
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-@pytest.fixture
-def artifacts(tmp_path: Path) -> Path:
-    """Where the server keeps the models."""
-    return tmp_path / "artifacts"
-
-
-@pytest.fixture
-def server(tracking_uri: str, artifacts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    port = free_port()
-    words = ["server", "--backend-store-uri", tracking_uri, "--artifacts-destination", str(artifacts), "--workers", "1"]
-    words += ["--host", "127.0.0.1", "--port", str(port)]
-    jobs = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # processes that are not needed here
-    with running(words, f"http://127.0.0.1:{port}", tmp_path / "server.log", **jobs) as address:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-        yield address
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Run a command in this process: exit code, output, and the lines of faults."""
-
-    def call(*words: object) -> tuple[int, str, str]:
-        code = cli.main([str(word) for word in words])
-        captured = capsys.readouterr()
-        faults = [line for line in captured.err.splitlines() if line.startswith("covid-monai: ")]
-        return code, captured.out, "\n".join(faults)
-
-    return call
 
 
 @pytest.fixture

@@ -200,6 +200,55 @@ def test_without_resume_a_run_begins_anew_and_is_recorded(tracking_uri: str, cli
     }
 
 
+def test_a_run_that_was_killed_by_force_before_a_checkpoint_does_not_stay_running(
+    tracking_uri: str, client: MlflowClient, tmp_path: Path
+):
+    """Nothing is there to resume, so that the next run begins anew and ends it."""
+    record = tmp_path / "tracking.json"
+    script = f"""
+import os, signal
+from covid_monai.tracking import TrackedRun
+run = TrackedRun({tracking_uri!r}, "lungs", "training", record={str(record)!r})
+run.execute(lambda: os.kill(os.getpid(), signal.SIGKILL))
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-W", "ignore", "-c", script]
+    assert subprocess.run(words, env=environment, capture_output=True, check=False).returncode == -signal.SIGKILL
+    left = only_run(client).info
+    assert (left.status, left.run_id) == ("RUNNING", json.loads(record.read_text())["run_id"])
+    anew = tracked(tracking_uri, record=record, resume=False)
+    anew.execute(lambda: None)
+    assert {run.info.run_id: run.info.status for run in all_runs(client)} == {
+        left.run_id: "KILLED",
+        anew.run_id: "FINISHED",
+    }
+    assert client.get_run(left.run_id).info.end_time is not None
+
+
+@pytest.mark.parametrize("status", ["FINISHED", "FAILED"])
+def test_how_an_earlier_run_ended_stays(tracking_uri: str, client: MlflowClient, tmp_path: Path, status: str):
+    first = interrupted(tracking_uri, tmp_path / "tracking.json")
+    client.set_terminated(first, status)
+    tracked(tracking_uri, record=tmp_path / "tracking.json").execute(lambda: None)
+    assert client.get_run(first).info.status == status
+
+
+def test_an_experiment_that_another_process_makes_meanwhile_is_used(
+    tracking_uri: str, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+):
+    made = client.create_experiment("lungs")
+    run = tracked(tracking_uri)
+    asked: list[str] = []
+    ask = run.client.get_experiment_by_name
+
+    def late(name: str) -> Any:
+        asked.append(name)
+        return ask(name) if len(asked) > 1 else None
+
+    monkeypatch.setattr(run.client, "get_experiment_by_name", late)
+    assert run.experiment_id() == made
+
+
 @pytest.mark.parametrize(
     "content", [None, '{"run_id": "0123456789abcdef0123456789abcdef"}', '{"run_id": "0123', "{}", "[]", ""]
 )
