@@ -43,7 +43,7 @@ from covid_monai.severity import (
     spread,
 )
 
-__all__ = ["NOTICE", "SCHEMA", "Analysis", "analyse"]
+__all__ = ["NOTICE", "SCHEMA", "Analysis", "analyse", "method_of", "scan_id"]
 
 SCHEMA = "covid_monai/analysis/3"
 NOTICE = "Research use only, not a medical device."
@@ -172,11 +172,7 @@ def analyse(
             **asdict(scan.source),
         },
         "method": {
-            "model": asdict(segmenter.facts),
-            "classes": {str(code): name for code, name in enumerate(segmenter.classes, start=1)},
-            "threshold": threshold,
-            "window_hu": {"level": segmenter.window.level, "width": segmenter.window.width},
-            "size": list(segmenter.inferer.size),
+            **method_of(segmenter),
             "lungs": found.method,
             "regions_from": "lungs" if found.lobes is None else "lobes",
             "device": segmenter.device.type,
@@ -213,6 +209,17 @@ def analyse(
         regions=regions,
         classes=segmenter.classes,
     )
+
+
+def method_of(segmenter: LesionSegmenter) -> dict[str, Any]:
+    """What decides on the lesions of a scan, as plain values for JSON."""
+    return {
+        "model": asdict(segmenter.facts),
+        "classes": {str(code): name for code, name in enumerate(segmenter.classes, start=1)},
+        "threshold": segmenter.codes.threshold,
+        "window_hu": {"level": segmenter.window.level, "width": segmenter.window.width},
+        "size": list(segmenter.inferer.size),
+    }
 
 
 def scan_id(scan: CTScan) -> str:

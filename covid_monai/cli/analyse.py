@@ -4,23 +4,22 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
-import traceback
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from covid_monai.cli.scans import Analyser, Job, Outcome, fault_of, in_processes, in_turn, name_of, on_ray
 from covid_monai.cli.shell import EXIT_CODES, OK, SOME_FAILED, add_command, complain
 
 if TYPE_CHECKING:
-    from covid_monai.analysis import Analysis
-    from covid_monai.ct import CTScan
-    from covid_monai.inference import LesionSegmenter
-    from covid_monai.severity import LungFinder, NoiseFloor
+    from covid_monai.reports import CohortTable
 
-__all__ = ["Analyser", "add_analyse", "add_model_options", "show"]
+__all__ = ["add_analyse", "add_model_options"]
 
 DESCRIPTION = """\
 Segment the lesions of chest CT scans, measure them and report.
@@ -46,7 +45,7 @@ EXAMPLES = """\
 examples:
   covid-monai analyse scan.nii.gz --output results
   covid-monai analyse dicom/ --series 2 --output results --dicom
-  covid-monai analyse study1/ study2/ study3/ --output cohort
+  covid-monai analyse study1/ study2/ study3/ --output cohort --workers 2 --resume
   covid-monai analyse scan.nii.gz --output results --bundle my_bundle --weights my_bundle/models/training/model.pt
   covid-monai analyse --dicomweb http://127.0.0.1:8042/dicom-web --study 1.2.3 --series 1.2.3.4 --output results \\
       --send http://127.0.0.1:8042/dicom-web
@@ -65,6 +64,12 @@ def add_analyse(commands: Any) -> None:
     command.add_argument("--keep-names", action="store_true", help="name the folders of several results after the "
                          "inputs")  # fmt: skip
     command.add_argument("--overwrite", action="store_true", help="replace results of another scan that lie in DIR")
+    command.add_argument("--resume", action="store_true", help="leave results alone that an earlier run made of the "
+                         "same scan, with the same model and settings")  # fmt: skip
+    command.add_argument("--workers", type=int, default=1, metavar="N", help="analyse several inputs in N processes, "
+                         "each of which takes about 2 GB of memory (default 1)")  # fmt: skip
+    command.add_argument("--ray", metavar="ADDRESS", help="analyse the inputs on this Ray cluster, whose machines all "
+                         "see the same files")  # fmt: skip
 
     lungs = command.add_argument_group("lungs", "found by threshold when none of these is given")
     way = lungs.add_mutually_exclusive_group()
@@ -88,7 +93,7 @@ def add_analyse(commands: Any) -> None:
 
 
 def add_model_options(command: argparse.ArgumentParser) -> None:
-    """Add the options of :class:`Analyser`."""
+    """Add the options of :class:`~covid_monai.cli.scans.Analyser`."""
     command.set_defaults(predicts=True)
     command.add_argument("--bundle", type=Path, metavar="DIR", help="MONAI bundle with the model (default: the one "
                          "shipped, lung_ct_ggo_consolidation_segmentation)")  # fmt: skip
@@ -104,107 +109,40 @@ def add_model_options(command: argparse.ArgumentParser) -> None:
                          "and at other thresholds: the network runs once instead of twice")  # fmt: skip
 
 
-class Analyser:
-    """The model and the settings of a command line, ready for scan after scan.
-
-    Args:
-        options: with those of :func:`add_model_options`.
-
-    Raises:
-        ValueError: when the bundle, its weights or a setting cannot be used.
-    """
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        from covid_monai.inference import LesionSegmenter
-
-        self.floor: NoiseFloor = _floor(options)
-        self.ranges: bool = not options.no_ranges
-        with _bundle(options) as bundle:
-            self.segmenter: LesionSegmenter = LesionSegmenter.from_bundle(bundle, options.device, options.weights)
-
-    @property
-    def model(self) -> str:
-        """Name and version of the bundle, and the beginning of its weights' SHA-256."""
-        facts = self.segmenter.facts
-        return f"{facts.name} {facts.version}, weights {facts.weights_sha256[:12]}"
-
-    def __call__(self, scan: CTScan, lungs: LungFinder | None = None) -> Analysis:
-        """Analyse a scan, with a bar where a person watches."""
-        from tqdm import tqdm
-
-        from covid_monai.analysis import analyse
-
-        total = len(scan.upright()) * (2 if self.ranges else 1)
-        with tqdm(total=total, unit="slice", leave=False, disable=not sys.stderr.isatty()) as bar:
-            return analyse(scan, self.segmenter, lungs, self.floor, self.ranges, bar.update)
-
-
-@contextmanager
-def _bundle(options: argparse.Namespace) -> Iterator[Path]:
-    """The bundle that was asked for; one from the registry is deleted afterwards."""
-    from covid_monai.inference import default_bundle
-
-    if not options.model:
-        yield options.bundle or default_bundle()
-        return
-    if options.bundle or options.weights:
-        raise ValueError("--model brings its bundle and weights: leave out --bundle and --weights.")
-    from covid_monai.registry import pulled
-
-    with pulled(options.model) as bundle:
-        yield bundle
-
-
-def show(analysis: Analysis) -> None:
-    """Print the figures of a scan and its warnings, one a line."""
-    from covid_monai.reports import summarise
-
-    for line in summarise(analysis):
-        print(f"  {line}")
-    for warning in analysis.warnings:
-        print(f"  warning: {warning}")
-
-
-def name_of(path: Path) -> str:
-    """Name of an input, without the suffix of a file."""
-    path = path.resolve()
-    return path.name if path.is_dir() else Path(path.name.removesuffix(".gz")).stem
-
-
 def _analyse(options: argparse.Namespace) -> int:
     _check(options)
     from covid_monai.analysis import NOTICE
-    from covid_monai.reports import CohortTable
+    from covid_monai.reports import UNFINISHED, CohortTable
 
     analyser = Analyser(options)
     print(f"model: {analyser.model}")
+    if options.resume:
+        for unfinished in (*options.output.glob(UNFINISHED), *options.output.glob(f"*/{UNFINISHED}")):
+            shutil.rmtree(unfinished, ignore_errors=True)
     failures: list[str] = []
-    written: set[Path] = set()
     with _inputs(options) as inputs:
         cohort = CohortTable(options.output / "cohort.csv") if len(inputs) > 1 else None
-        for number, path in enumerate(inputs, start=1):
-            shown = options.dicomweb or path
-            print(f"[{number}/{len(inputs)}] {shown}")
-            try:
-                folder, analysis, files = _analyse_one(path, analyser, options, written)
-                written.add(folder)
-                if cohort is not None:
-                    cohort.add(folder.name, analysis)
-            except Exception as error:  # the other inputs must not suffer
-                fault = _fault(error, options)
-                failures.append(f"{shown}: {fault}")
+        rows = cohort.analysed if cohort is not None else frozenset()
+        jobs = [Job(number, path, options, rows) for number, path in enumerate(inputs, start=1)]
+
+        def announce(job: Job) -> None:
+            print(f"[{job.number}/{len(jobs)}] {job.shown}")
+
+        if options.ray:
+            outcomes = on_ray(jobs, options.ray, announce)
+        elif options.workers > 1 and len(jobs) > 1:
+            outcomes = in_processes(jobs, options.workers, announce)
+        else:
+            outcomes = in_turn(jobs, analyser, announce)
+        for outcome in outcomes:
+            if outcome.fault is None:
+                print(*outcome.lines, sep="\n")
+                _send(outcome, failures)
+            else:
+                failures.append(f"{outcome.job.shown}: {outcome.fault}")
                 complain(failures[-1])
-                if cohort is not None and options.keep_names:
-                    hidden = fault.replace(str(options.output), "the output folder").replace(str(path), name_of(path))
-                    cohort.add_failure(f"{name_of(path)} (input {number})", hidden)
-                elif cohort is not None:  # the message may hold names of files
-                    cohort.add_failure(f"input {number}", type(error).__name__)
-                continue
-            try:
-                _send(files, options)
-            except Exception as error:  # what was found is written all the same
-                failures.append(f"{shown}: {_fault(error, options)}")
-                complain(failures[-1])
+            if cohort is not None:
+                _add_row(cohort, outcome)
         if cohort is not None:
             print(f"one row each: {cohort.path}")
     print(NOTICE)
@@ -215,12 +153,18 @@ def _analyse(options: argparse.Namespace) -> int:
     return SOME_FAILED if failures else OK
 
 
-def _fault(error: Exception, options: argparse.Namespace) -> str:
-    """One line for a fault, with its type where nobody foresaw it."""
-    if options.traceback:
-        traceback.print_exception(error)
-    known = isinstance(error, (ValueError, OSError))
-    return str(error) if known else f"{type(error).__name__}: {error} (see --traceback)"
+def _add_row(cohort: CohortTable, outcome: Outcome) -> None:
+    """Put an outcome into the table; names of files only where they are kept."""
+    job, options = outcome.job, outcome.job.options
+    if outcome.folder is not None:
+        if outcome.figures is not None:
+            cohort.add_figures(outcome.folder.name, outcome.figures)
+    elif options.keep_names:
+        name = name_of(job.path)
+        hidden = str(outcome.fault).replace(str(options.output), "the output folder").replace(str(job.path), name)
+        cohort.add_failure(f"{name} (input {job.number})", hidden)
+    else:  # the message may hold names of files
+        cohort.add_failure(f"input {job.number}", outcome.kind)
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -235,6 +179,12 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError("nothing to analyse: give an INPUT, or --dicomweb URL --study UID --series UID.")
     if (options.lung_mask or options.lobe_mask) and len(options.input) > 1:
         raise ValueError("--lung-mask and --lobe-mask are of one scan: give one INPUT.")
+    if options.workers < 1 or (options.workers > 1 and options.ray):
+        raise ValueError("--workers is a number of processes on this machine, 1 or more, and does not go with --ray.")
+    if options.keep_names and options.input:
+        name, count = Counter(map(name_of, options.input)).most_common(1)[0]
+        if count > 1:
+            raise ValueError(f"{count} inputs are called {name}: leave out --keep-names, or analyse them apart.")
     if options.send:
         from covid_monai.ct.exchange import check_address
 
@@ -253,59 +203,18 @@ def _inputs(options: argparse.Namespace) -> Iterator[list[Path]]:
         yield [fetch_series(options.dicomweb, options.study, options.series, Path(folder) / "series")]
 
 
-def _analyse_one(
-    path: Path, analyser: Analyser, options: argparse.Namespace, written: set[Path]
-) -> tuple[Path, Analysis, list[Path]]:
-    """Analyse one input into a folder, in which the results of an earlier input are never replaced."""
-    from covid_monai.ct import read_ct, read_sources
-    from covid_monai.reports import write_results
+def _send(outcome: Outcome, failures: list[str]) -> None:
+    """Send the DICOM files among the results where that was asked for; what was found stays written all the same."""
+    options = outcome.job.options
+    if not options.send:
+        return
+    from covid_monai.ct.exchange import send
 
-    series = None if options.dicomweb else options.series
-    scan = read_ct(path, series)
-    sources = read_sources(path, series) if options.dicom or options.send else None
-    analysis = analyser(scan, _lungs(options, scan))
-    folder = options.output
-    if len(options.input) > 1:
-        folder /= name_of(path) if options.keep_names else analysis.scan_id
-    overwrite = options.overwrite and folder not in written
-    title = name_of(path) if options.keep_names else None
-    files = write_results(analysis, scan, folder, overwrite=overwrite, sources=sources, title=title)
-    show(analysis)
-    print(f"  written: {', '.join(str(file) for file in files.values())}")
-    return folder, analysis, list(files.values())
-
-
-def _send(files: list[Path], options: argparse.Namespace) -> None:
-    """Send the DICOM files among the results where that was asked for."""
-    if options.send:
-        from covid_monai.ct.exchange import send
-
-        dicom = [file for file in files if file.suffix == ".dcm"]
+    dicom = [file for file in outcome.files if file.suffix == ".dcm"]
+    try:
         send(dicom, options.send)
+    except Exception as error:
+        failures.append(f"{outcome.job.shown}: {fault_of(error, options)}")
+        complain(failures[-1])
+    else:
         print(f"  sent: {len(dicom)} DICOM files to {options.send}")
-
-
-def _lungs(options: argparse.Namespace, scan: CTScan) -> LungFinder | None:
-    """How the lungs of a scan are found; None for the built-in way."""
-    from covid_monai.ct import read_mask
-    from covid_monai.severity import GivenLungs
-
-    if options.lung_mask:
-        return GivenLungs(lungs=read_mask(options.lung_mask, scan))
-    if options.lobe_mask:
-        return GivenLungs(lobes=read_mask(options.lobe_mask, scan))
-    if options.lungmask_weights:
-        from covid_monai.inference.lungmask import LungmaskLungs
-
-        return LungmaskLungs(options.lungmask_model, options.lungmask_weights, options.device)
-    return None
-
-
-def _floor(options: argparse.Namespace) -> NoiseFloor:
-    from covid_monai.severity import NoiseFloor
-
-    given = {
-        "ml": options.floor_ml,
-        "share": None if options.floor_percent is None else options.floor_percent / 100,
-    }
-    return NoiseFloor(**{name: value for name, value in given.items() if value is not None})

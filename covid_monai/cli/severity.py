@@ -9,7 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from covid_monai.cli.analyse import Analyser, add_model_options, show
+from covid_monai.cli.analyse import add_model_options
+from covid_monai.cli.scans import Analyser, lines_of
 from covid_monai.cli.shell import OK, add_command
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def _follow_up(options: argparse.Namespace) -> int:
         print(f"[{number}/{len(paths)}] {path}")
         scans.append(read_ct(path))
         analyses.append(analyser(scans[-1]))
-        show(analyses[-1])
+        print(*lines_of(analyses[-1]), sep="\n")
     print("registering each scan to the next")
     followed = follow_up(analyses, options.days)
     for interval in followed.intervals:

@@ -15,7 +15,7 @@ from covid_monai.reports.files import replace_file
 from covid_monai.severity.anatomy import LOBES, REGIONS, SIDES
 from covid_monai.severity.scores import Score
 
-__all__ = ["COLUMNS", "CohortError", "CohortTable"]
+__all__ = ["COLUMNS", "CohortError", "CohortTable", "figures_of"]
 
 
 class CohortError(ValueError):
@@ -95,7 +95,16 @@ class CohortTable:
             name: of the row. It stands in the file as given: give no patient's name unless that is wanted.
             analysis: what was found.
         """
-        self._put(name, {"name": name, **_figures(analysis)})
+        self.add_figures(name, figures_of(analysis))
+
+    def add_figures(self, name: str, figures: Mapping[str, Any]) -> None:
+        """Add the figures of a scan, as :func:`figures_of` gives them, in another process perhaps; see :meth:`add`."""
+        self._put(name, {"name": name, **figures})
+
+    @property
+    def analysed(self) -> frozenset[str]:
+        """Names of the rows with figures."""
+        return frozenset(name for name, row in self._rows.items() if not row["error"])
 
     def add_failure(self, name: str, fault: str) -> None:
         """Add an input that could not be analysed.
@@ -135,7 +144,8 @@ class CohortTable:
         return {row[0]: dict(zip(header, row, strict=True)) for row in rows}
 
 
-def _figures(analysis: Analysis) -> dict[str, Any]:
+def figures_of(analysis: Analysis) -> dict[str, Any]:
+    """The row of a scan in a cohort table, without its name."""
     severity, finding, record = analysis.severity, analysis.finding, analysis.record
     method, whole = record["method"], severity.whole
     row = {

@@ -21,12 +21,14 @@ from covid_monai.severity import REGIONS, SIDES
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-__all__ = ["FILES", "ResultsError", "write_results"]
+__all__ = ["FILES", "UNFINISHED", "ResultsError", "write_results"]
 
 FILES = (
     *("lesions.nii.gz", "lungs.nii.gz", "regions.nii.gz"),
     *("overview.png", "report.html", "report.pdf", "analysis.json"),
 )
+UNFINISHED = ".unfinished-*"
+"""Folders in that of the results that a killed process leaves behind."""
 DICOM = "dicom_results"
 """Folder of the DICOM files; not ``dicom``, which is what people call the folder of their series."""
 
@@ -70,7 +72,7 @@ def write_results(
         raise ResultsError(f"{folder} holds {found}: choose another folder, or --overwrite them.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as name:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=UNFINISHED.removesuffix("*")) as name:
             unfinished = Path(name)
             with ThreadPoolExecutor(max_workers=1) as beside:
                 masks = beside.submit(_write_masks, analysis, scan, unfinished)  # compressing them takes long

@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scans of a command line, analysed one after the other, in several processes, or on a Ray cluster."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from covid_monai.analysis import Analysis
+    from covid_monai.ct import CTScan
+    from covid_monai.inference import LesionSegmenter
+    from covid_monai.severity import LungFinder, NoiseFloor
+
+__all__ = ["Analyser", "Job", "Outcome", "in_processes", "in_turn", "lines_of", "name_of", "on_ray"]
+
+
+class Analyser:
+    """The model and the settings of a command line, ready for scan after scan.
+
+    Args:
+        options: with those of :func:`covid_monai.cli.analyse.add_model_options`.
+
+    Raises:
+        ValueError: when the bundle, its weights or a setting cannot be used.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        from covid_monai.inference import LesionSegmenter
+
+        self.floor: NoiseFloor = _floor(options)
+        self.ranges: bool = not options.no_ranges
+        with _bundle(options) as bundle:
+            self.segmenter: LesionSegmenter = LesionSegmenter.from_bundle(bundle, options.device, options.weights)
+
+    @property
+    def model(self) -> str:
+        """Name and version of the bundle, and the beginning of its weights' SHA-256."""
+        facts = self.segmenter.facts
+        return f"{facts.name} {facts.version}, weights {facts.weights_sha256[:12]}"
+
+    def __call__(self, scan: CTScan, lungs: LungFinder | None = None) -> Analysis:
+        """Analyse a scan, with a bar where a person watches."""
+        from tqdm import tqdm
+
+        from covid_monai.analysis import analyse
+
+        total = len(scan.upright()) * (2 if self.ranges else 1)
+        with tqdm(total=total, unit="slice", leave=False, disable=not sys.stderr.isatty()) as bar:
+            return analyse(scan, self.segmenter, lungs, self.floor, self.ranges, bar.update)
+
+    def made(self, folder: Path, scan_id: str, lungs: str) -> bool:
+        """Whether the whole results of a scan lie in a folder, made with this model and these settings.
+
+        Args:
+            folder: of the results.
+            scan_id: of the scan.
+            lungs: way in which the lungs are found, as the record names it.
+        """
+        from covid_monai import __version__
+        from covid_monai.analysis import method_of
+        from covid_monai.reports import FILES
+
+        try:
+            found = json.loads((folder / "analysis.json").read_text(encoding="utf-8"))
+            same = (
+                found["scan_id"] == scan_id
+                and found["software"]["covid_monai"] == __version__
+                and found["method"]["lungs"] == lungs
+                and found["severity"]["floor"] == asdict(self.floor)
+                and (found["spread"] is not None) == self.ranges
+                and method_of(self.segmenter).items() <= found["method"].items()
+            )
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return False
+        return same and all((folder / name).is_file() for name in FILES)
+
+
+@dataclass(frozen=True)
+class Job:
+    """An input of a command line.
+
+    Attributes:
+        number: of the input, from 1.
+        path: of the scan.
+        options: of the command line.
+        rows: names for which the cohort's table has figures already.
+    """
+
+    number: int
+    path: Path
+    options: argparse.Namespace
+    rows: frozenset[str] = frozenset()
+
+    @property
+    def shown(self) -> str:
+        """What the input is called on the screen."""
+        return str(self.options.dicomweb or self.path)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an input.
+
+    Attributes:
+        job: the input.
+        folder: of its results; None when it failed.
+        lines: to be printed.
+        files: that were written, or lay there already.
+        figures: its row of the cohort's table; None when the table has it, or the input failed.
+        fault: one line, when it failed.
+        kind: type of the fault.
+    """
+
+    job: Job
+    folder: Path | None = None
+    lines: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
+    figures: Mapping[str, Any] | None = None
+    fault: str | None = None
+    kind: str = ""
+
+
+Announce = Callable[[Job], Any]
+
+
+def in_turn(jobs: Sequence[Job], analyser: Analyser, announce: Announce) -> Iterator[Outcome]:
+    """Analyse inputs one after the other, in this process.
+
+    Args:
+        jobs: the inputs.
+        analyser: made of their options.
+        announce: called before each.
+    """
+    for job in jobs:
+        announce(job)
+        yield _outcome(job, analyser)
+
+
+def in_processes(jobs: Sequence[Job], workers: int, announce: Announce) -> Iterator[Outcome]:
+    """Analyse inputs in several processes, as they get done.
+
+    A process that dies, killed for want of memory for instance, ends all: what was not done yet has failed.
+
+    Args:
+        jobs: the inputs.
+        workers: how many processes; the cores are shared out among them.
+        announce: called when one is done.
+    """
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    with ProcessPoolExecutor(workers, get_context("spawn"), _limit_threads, (threads,)) as pool:
+        futures = {pool.submit(_in_worker, job): job for job in jobs}
+        try:
+            for future in as_completed(futures):
+                job = futures[future]
+                try:
+                    outcome = future.result()
+                except BrokenProcessPool:
+                    fault = "its process died, for want of memory perhaps: try fewer --workers, with --resume."
+                    outcome = Outcome(job, fault=fault, kind="BrokenProcessPool")
+                announce(job)
+                yield outcome
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def on_ray(jobs: Sequence[Job], address: str, announce: Announce) -> Iterator[Outcome]:
+    """Analyse inputs on a Ray cluster, as they get done, each on one core.
+
+    All machines must see the inputs and the output folder under the same paths. An input whose worker dies is begun
+    again, three times at most; results that were whole by then are taken as they are.
+
+    Args:
+        jobs: the inputs.
+        address: of the cluster, or ``"local"`` to start one here.
+        announce: called when one is done.
+
+    Raises:
+        ValueError: ray is not installed, or there is no such cluster.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody
+    try:
+        import ray
+    except ImportError as error:
+        raise ValueError("ray is not installed: pip install 'covid_monai[ray]', or use --workers.") from error
+    _reach(address)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise _no_cluster(address, str(error).partition("\n")[0]) from error
+    try:
+        remote = ray.remote(num_cpus=1, max_retries=3)(_in_worker)
+        waiting = {remote.remote(job): job for job in jobs}
+        while waiting:
+            (done,), _ = ray.wait(list(waiting), num_returns=1)
+            job = waiting.pop(done)
+            try:
+                outcome = ray.get(done)
+            except ray.exceptions.RayError as error:
+                fault = f"its worker died again and again ({type(error).__name__}): try it alone."
+                outcome = Outcome(job, fault=fault, kind=type(error).__name__)
+            announce(job)
+            yield outcome
+    finally:
+        ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Try the cluster's door first, before which ray would wait for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            raise _no_cluster(address, str(error.strerror or error)) from error
+
+
+def _no_cluster(address: str, reason: str) -> ValueError:
+    return ValueError(f"there is no Ray cluster at {address} ({reason}): give HOST:PORT of its head.")
+
+
+_ready: list[tuple[argparse.Namespace, Analyser]] = []
+"""The analyser of this worker, made with its first job."""
+
+
+def _in_worker(job: Job) -> Outcome:
+    if not _ready or vars(_ready[0][0]) != vars(job.options):
+        try:
+            _ready[:] = [(job.options, Analyser(job.options))]
+        except Exception as error:
+            return Outcome(job, fault=fault_of(error, job.options), kind=type(error).__name__)
+    return _outcome(job, _ready[0][1])
+
+
+def _limit_threads(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _outcome(job: Job, analyser: Analyser) -> Outcome:
+    """Analyse one input; whatever happens, the others must not suffer."""
+    try:
+        return _analysed(job, analyser)
+    except Exception as error:
+        return Outcome(job, fault=fault_of(error, job.options), kind=type(error).__name__)
+
+
+def _analysed(job: Job, analyser: Analyser) -> Outcome:
+    from covid_monai.analysis import scan_id
+    from covid_monai.ct import read_ct, read_sources
+    from covid_monai.reports import figures_of, write_results
+
+    options = job.options
+    series = None if options.dicomweb else options.series
+    scan = read_ct(job.path, series)
+    folder, several = options.output, len(options.input) > 1
+    if several:
+        folder /= name_of(job.path) if options.keep_names else scan_id(scan)
+    if options.resume and (folder.name in job.rows or not several):
+        dicom = sorted((folder / "dicom_results").glob("*.dcm"))
+        if analyser.made(folder, scan_id(scan), _way_to_lungs(options)) and (dicom or not _wants_dicom(options)):
+            return Outcome(job, folder, ("  results of an earlier run, left as they are",), tuple(dicom))
+    sources = read_sources(job.path, series) if _wants_dicom(options) else None
+    analysis = analyser(scan, _lungs(options, scan))
+    title = name_of(job.path) if options.keep_names else None
+    files = write_results(analysis, scan, folder, overwrite=options.overwrite, sources=sources, title=title)
+    written = f"  written: {', '.join(str(file) for file in files.values())}"
+    return Outcome(job, folder, (*lines_of(analysis), written), tuple(files.values()), figures_of(analysis))
+
+
+def fault_of(error: Exception, options: argparse.Namespace) -> str:
+    """One line for a fault, with its type where nobody foresaw it."""
+    if options.traceback:
+        traceback.print_exception(error)
+    known = isinstance(error, (ValueError, OSError))
+    return str(error) if known else f"{type(error).__name__}: {error} (see --traceback)"
+
+
+def lines_of(analysis: Analysis) -> Iterator[str]:
+    """The figures of a scan and its warnings, a line each."""
+    from covid_monai.reports import summarise
+
+    yield from (f"  {line}" for line in summarise(analysis))
+    yield from (f"  warning: {warning}" for warning in analysis.warnings)
+
+
+def name_of(path: Path) -> str:
+    """Name of an input, without the suffix of a file."""
+    path = path.resolve()
+    return path.name if path.is_dir() else Path(path.name.removesuffix(".gz")).stem
+
+
+@contextmanager
+def _bundle(options: argparse.Namespace) -> Iterator[Path]:
+    """The bundle that was asked for; one from the registry is deleted afterwards."""
+    from covid_monai.inference import default_bundle
+
+    if not options.model:
+        yield options.bundle or default_bundle()
+        return
+    if options.bundle or options.weights:
+        raise ValueError("--model brings its bundle and weights: leave out --bundle and --weights.")
+    from covid_monai.registry import pulled
+
+    with pulled(options.model) as bundle:
+        yield bundle
+
+
+def _wants_dicom(options: argparse.Namespace) -> bool:
+    return bool(options.dicom or options.send)
+
+
+def _way_to_lungs(options: argparse.Namespace) -> str:
+    """How the record names the way in which the lungs are found; empty where a file of the user decides."""
+    if options.lung_mask or options.lobe_mask:
+        return ""
+    return f"lungmask {options.lungmask_model}" if options.lungmask_weights else "threshold"
+
+
+def _lungs(options: argparse.Namespace, scan: CTScan) -> LungFinder | None:
+    """How the lungs of a scan are found; None for the built-in way."""
+    from covid_monai.ct import read_mask
+    from covid_monai.severity import GivenLungs
+
+    if options.lung_mask:
+        return GivenLungs(lungs=read_mask(options.lung_mask, scan))
+    if options.lobe_mask:
+        return GivenLungs(lobes=read_mask(options.lobe_mask, scan))
+    if options.lungmask_weights:
+        from covid_monai.inference.lungmask import LungmaskLungs
+
+        return LungmaskLungs(options.lungmask_model, options.lungmask_weights, options.device)
+    return None
+
+
+def _floor(options: argparse.Namespace) -> NoiseFloor:
+    from covid_monai.severity import NoiseFloor
+
+    given = {
+        "ml": options.floor_ml,
+        "share": None if options.floor_percent is None else options.floor_percent / 100,
+    }
+    return NoiseFloor(**{name: value for name, value in given.items() if value is not None})
