@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -99,7 +100,16 @@ def test_finished_scans_are_left_alone(
 
 
 @pytest.mark.parametrize(
-    "change", [["--no-ranges"], ["--floor-ml", "3"], "a file is gone", "no figures", "another version", "no row"]
+    "change",
+    [
+        ["--no-ranges"],
+        ["--floor-ml", "3"],
+        "a file is gone",
+        "no figures",
+        "another version",
+        "no row",
+        "a row of other figures",
+    ],
 )
 def test_scans_made_otherwise_or_in_part_are_made_again(
     change: list[str] | str, command: Callable[..., list[str]], scans: list[Path], tmp_path: Path
@@ -118,20 +128,18 @@ def test_scans_made_otherwise_or_in_part_are_made_again(
     elif change == "no row":  # stopped between the results and the table
         text = (results / "cohort.csv").read_text().splitlines(keepends=True)
         (results / "cohort.csv").write_text("".join(line for line in text if not line.startswith(folder.name)))
+    elif change == "a row of other figures":  # of other weights, before a run that was stopped there
+        text, weights = (results / "cohort.csv").read_text(), json.loads((folder / "analysis.json").read_text())
+        lines = text.splitlines(keepends=True)
+        sha = weights["method"]["model"]["weights_sha256"]
+        lines = [line.replace(sha, "0" * 64) if line.startswith(folder.name) else line for line in lines]
+        (results / "cohort.csv").write_text("".join(lines))
     options = change if isinstance(change, list) else []
     assert cli.main(command(*scans[:2], "--resume", "--overwrite", *options)) == 0
     after = whole(results)
     again = {name for name in before if after[name] != before[name]}
     assert again == (set(before) if isinstance(change, list) else {folder.name})
     assert set(rows(results)) == set(before)
-
-
-def test_of_one_scan_too(command: Callable[..., list[str]], scans: list[Path], tmp_path: Path) -> None:
-    times = []
-    for _ in range(2):
-        assert cli.main(command(scans[0], "--resume")) == 0
-        times.append((tmp_path / "results" / "analysis.json").stat().st_mtime_ns)
-    assert times[0] == times[1]
 
 
 # misuse --------------------------------------------------------------------------------------------------------------
@@ -142,6 +150,8 @@ def test_of_one_scan_too(command: Callable[..., list[str]], scans: list[Path], t
     [
         (["--workers", "0"], "--workers is a number of processes"),
         (["--workers", "2", "--ray", "local"], "does not go with --ray"),
+        (["--ray", "local", "--model", "models:/x@champion"], "needs files that all its machines see"),
+        (["--resume", "--dicom"], "--resume is for lungs by threshold, and not with --dicom or --send"),
         (["--ray", "127.0.0.1:1"], "there is no Ray cluster at 127.0.0.1:1 (Connection refused): give HOST:PORT"),
     ],
 )
@@ -221,6 +231,19 @@ def test_a_process_that_dies_is_told(command: Callable[..., list[str]], scans: l
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
+def test_an_interruption_is_130_and_soon(command: Callable[..., list[str]], scans: list[Path], tmp_path: Path) -> None:
+    running = start(command(*scans, *(scan.parent for scan in scans), "--workers", 2))  # the folders are refused
+    until((tmp_path / "results" / "cohort.csv").exists)
+    os.killpg(running.pid, signal.SIGINT)
+    _, err = running.communicate(timeout=120)
+    assert running.returncode == 130
+    assert err.splitlines()[-1] == "covid-monai: interrupted"
+    assert len(whole(tmp_path / "results")) < COUNT
+    assert set(rows(tmp_path / "results")) <= set(whole(tmp_path / "results"))
+    assert not list((tmp_path / "results").rglob(".unfinished-*"))
+
+
 # a cluster -----------------------------------------------------------------------------------------------------------
 
 
@@ -235,14 +258,23 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     env = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
     ray = [sys.executable, "-m", "ray.scripts.scripts"]
     words = ["start", "--head", "--port", str(port), "--num-cpus", "2", "--include-dashboard", "false"]
-    subprocess.run(
-        [*ray, *words, "--node-ip-address", "127.0.0.1", "--temp-dir", str(folder)],
-        check=True,
-        env=env,
-        capture_output=True,
+    words += ["--node-ip-address", "127.0.0.1", "--temp-dir", str(folder), "--block"]
+    head = subprocess.Popen(
+        [*ray, *words], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
-    yield f"127.0.0.1:{port}"
-    subprocess.run([*ray, "stop", "--force"], check=False, env=env, capture_output=True)
+    address = f"127.0.0.1:{port}"
+    until(lambda: _answers(port))
+    yield address
+    members = [*psutil.Process(head.pid).children(recursive=True), psutil.Process(head.pid)]
+    for member in members:
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
+    head.communicate()
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from covid_monai.cli.scans import Analyser, Job, Outcome, fault_of, in_processes, in_turn, name_of, on_ray
+from covid_monai.cli.scans import Analyser, Job, Outcome, bundle_of, fault_of, in_processes, in_turn, name_of, on_ray
 from covid_monai.cli.shell import EXIT_CODES, OK, SOME_FAILED, add_command, complain
 
 if TYPE_CHECKING:
@@ -114,15 +114,16 @@ def _analyse(options: argparse.Namespace) -> int:
     from covid_monai.analysis import NOTICE
     from covid_monai.reports import UNFINISHED, CohortTable
 
-    analyser = Analyser(options)
-    print(f"model: {analyser.model}")
-    if options.resume:
-        for unfinished in (*options.output.glob(UNFINISHED), *options.output.glob(f"*/{UNFINISHED}")):
-            shutil.rmtree(unfinished, ignore_errors=True)
     failures: list[str] = []
-    with _inputs(options) as inputs:
+    with bundle_of(options) as bundle, _inputs(options) as inputs:
+        options = argparse.Namespace(**{**vars(options), "bundle": bundle, "model": None})  # one, also for all workers
+        analyser = Analyser(options)
+        print(f"model: {analyser.model}")
+        if options.resume:
+            for unfinished in (*options.output.glob(UNFINISHED), *options.output.glob(f"*/{UNFINISHED}")):
+                shutil.rmtree(unfinished, ignore_errors=True)
         cohort = CohortTable(options.output / "cohort.csv") if len(inputs) > 1 else None
-        rows = cohort.analysed if cohort is not None else frozenset()
+        rows = dict(cohort.rows) if cohort is not None else {}
         jobs = [Job(number, path, options, rows) for number, path in enumerate(inputs, start=1)]
 
         def announce(job: Job) -> None:
@@ -181,6 +182,16 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError("--lung-mask and --lobe-mask are of one scan: give one INPUT.")
     if options.workers < 1 or (options.workers > 1 and options.ray):
         raise ValueError("--workers is a number of processes on this machine, 1 or more, and does not go with --ray.")
+    if options.ray and (options.model or options.dicomweb):
+        raise ValueError("--ray needs files that all its machines see: fetch series first, and pull the model with "
+                         "`covid-monai model pull` to name it with --bundle.")  # fmt: skip
+    if options.resume and (options.dicom or options.send or not _by_threshold(options)):
+        raise ValueError("--resume is for lungs by threshold, and not with --dicom or --send: leave it out.")
+    if options.ray:  # its workers run in folders of their own
+        options.input = [path.resolve() for path in options.input]
+        for name in ("output", "bundle", "weights", "lungmask_weights"):
+            if (path := getattr(options, name)) is not None:
+                setattr(options, name, path.resolve())
     if options.keep_names and options.input:
         name, count = Counter(map(name_of, options.input)).most_common(1)[0]
         if count > 1:
@@ -189,6 +200,10 @@ def _check(options: argparse.Namespace) -> None:
         from covid_monai.ct.exchange import check_address
 
         check_address(options.send)
+
+
+def _by_threshold(options: argparse.Namespace) -> bool:
+    return not (options.lung_mask or options.lobe_mask or options.lungmask_weights)
 
 
 @contextmanager

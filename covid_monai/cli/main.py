@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import traceback
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from covid_monai.cli.label import add_label
 from covid_monai.cli.lean import import_lean_monai
 from covid_monai.cli.model import add_model
 from covid_monai.cli.severity import add_severity
-from covid_monai.cli.shell import EXIT_CODES, INTERRUPTED, OK, UNUSABLE, Help, add_command, complain
+from covid_monai.cli.shell import EXIT_CODES, INTERRUPTED, OK, UNUSABLE, Help, add_command, complain, one_line
 from covid_monai.cli.study import add_study
 
 __all__ = ["main"]
@@ -35,12 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             without what they do not need.
     """
     options = _parser().parse_args(arguments)
-    logging.getLogger("monai").setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"(monai|torch|pydicom|highdicom)\b")
-            warnings.simplefilter("ignore", DeprecationWarning)
-            warnings.showwarning = lambda message, *_, **__: complain(f"warning: {message}")
+        with one_line():
             if arguments is None and options.predicts and not getattr(options, "model", None):
                 import_lean_monai()
             return options.run(options)

@@ -7,17 +7,20 @@ import argparse
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from dataclasses import asdict, dataclass, field
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from covid_monai.cli.shell import INTERRUPTED, one_line
 
 if TYPE_CHECKING:
     from covid_monai.analysis import Analysis
@@ -25,7 +28,18 @@ if TYPE_CHECKING:
     from covid_monai.inference import LesionSegmenter
     from covid_monai.severity import LungFinder, NoiseFloor
 
-__all__ = ["Analyser", "Job", "Outcome", "in_processes", "in_turn", "lines_of", "name_of", "on_ray"]
+__all__ = [
+    "Analyser",
+    "Job",
+    "Outcome",
+    "bundle_of",
+    "fault_of",
+    "in_processes",
+    "in_turn",
+    "lines_of",
+    "name_of",
+    "on_ray",
+]
 
 
 class Analyser:
@@ -43,7 +57,7 @@ class Analyser:
 
         self.floor: NoiseFloor = _floor(options)
         self.ranges: bool = not options.no_ranges
-        with _bundle(options) as bundle:
+        with bundle_of(options) as bundle:
             self.segmenter: LesionSegmenter = LesionSegmenter.from_bundle(bundle, options.device, options.weights)
 
     @property
@@ -62,27 +76,28 @@ class Analyser:
         with tqdm(total=total, unit="slice", leave=False, disable=not sys.stderr.isatty()) as bar:
             return analyse(scan, self.segmenter, lungs, self.floor, self.ranges, bar.update)
 
-    def made(self, folder: Path, scan_id: str, lungs: str) -> bool:
-        """Whether the whole results of a scan lie in a folder, made with this model and these settings.
+    def made(self, folder: Path, scan_id: str, row: Mapping[str, str]) -> bool:
+        """Whether a folder holds the whole results of a scan, found by threshold lungs with this model and settings.
 
         Args:
             folder: of the results.
             scan_id: of the scan.
-            lungs: way in which the lungs are found, as the record names it.
+            row: of the cohort's table, which must tell the same.
         """
         from covid_monai import __version__
         from covid_monai.analysis import method_of
-        from covid_monai.reports import FILES
+        from covid_monai.reports import FILES, tells
 
         try:
             found = json.loads((folder / "analysis.json").read_text(encoding="utf-8"))
             same = (
                 found["scan_id"] == scan_id
                 and found["software"]["covid_monai"] == __version__
-                and found["method"]["lungs"] == lungs
+                and found["method"]["lungs"] == "threshold"
                 and found["severity"]["floor"] == asdict(self.floor)
                 and (found["spread"] is not None) == self.ranges
                 and method_of(self.segmenter).items() <= found["method"].items()
+                and tells(row, found)
             )
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return False
@@ -97,13 +112,13 @@ class Job:
         number: of the input, from 1.
         path: of the scan.
         options: of the command line.
-        rows: names for which the cohort's table has figures already.
+        rows: of the cohort's table, by name, before this run.
     """
 
     number: int
     path: Path
     options: argparse.Namespace
-    rows: frozenset[str] = frozenset()
+    rows: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def shown(self) -> str:
@@ -160,28 +175,46 @@ def in_processes(jobs: Sequence[Job], workers: int, announce: Announce) -> Itera
         workers: how many processes; the cores are shared out among them.
         announce: called when one is done.
     """
+    workers = min(workers, len(jobs))
     threads = max(1, (os.cpu_count() or 1) // workers)
-    with ProcessPoolExecutor(workers, get_context("spawn"), _limit_threads, (threads,)) as pool:
-        futures = {pool.submit(_in_worker, job): job for job in jobs}
+    waiting: list[Job] = list(reversed(jobs))
+    running: dict[Future[Outcome], Job] = {}
+    with ProcessPoolExecutor(workers, get_context("spawn"), _prepare_worker, (threads,)) as pool:
         try:
-            for future in as_completed(futures):
-                job = futures[future]
-                try:
-                    outcome = future.result()
-                except BrokenProcessPool:
-                    fault = "its process died, for want of memory perhaps: try fewer --workers, with --resume."
-                    outcome = Outcome(job, fault=fault, kind="BrokenProcessPool")
-                announce(job)
-                yield outcome
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            while waiting or running:
+                while waiting and len(running) < workers:  # no more, so that nothing is begun after an interruption
+                    job = waiting.pop()
+                    running[_submitted(pool, job)] = job
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    job = running.pop(future)
+                    try:
+                        outcome = future.result()
+                    except BrokenProcessPool:
+                        fault = "its process died, for want of memory perhaps: try fewer --workers, with --resume."
+                        outcome = Outcome(job, fault=fault, kind="BrokenProcessPool")
+                    announce(job)
+                    yield outcome
+        except BaseException:
+            for process in active_children():
+                process.terminate()
+            raise
+
+
+def _submitted(pool: ProcessPoolExecutor, job: Job) -> Future[Outcome]:
+    """The job under way, or its fault where the pool is broken already."""
+    try:
+        return pool.submit(_in_worker, job)
+    except BrokenProcessPool as error:
+        future: Future[Outcome] = Future()
+        future.set_exception(error)
+        return future
 
 
 def on_ray(jobs: Sequence[Job], address: str, announce: Announce) -> Iterator[Outcome]:
     """Analyse inputs on a Ray cluster, as they get done, each on one core.
 
     All machines must see the inputs and the output folder under the same paths. An input whose worker dies is begun
-    again, three times at most; results that were whole by then are taken as they are.
+    again, three times at most.
 
     Args:
         jobs: the inputs.
@@ -237,6 +270,11 @@ _ready: list[tuple[argparse.Namespace, Analyser]] = []
 
 
 def _in_worker(job: Job) -> Outcome:
+    with one_line():
+        return _by_this_worker(job)
+
+
+def _by_this_worker(job: Job) -> Outcome:
     if not _ready or vars(_ready[0][0]) != vars(job.options):
         try:
             _ready[:] = [(job.options, Analyser(job.options))]
@@ -245,10 +283,14 @@ def _in_worker(job: Job) -> Outcome:
     return _outcome(job, _ready[0][1])
 
 
-def _limit_threads(threads: int) -> None:
+def _prepare_worker(threads: int) -> None:
+    """Limit a process to its share of the cores, and let it tidy up when its parent ends it."""
     import torch
 
+    os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and sees to it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(INTERRUPTED))
 
 
 def _outcome(job: Job, analyser: Analyser) -> Outcome:
@@ -270,11 +312,10 @@ def _analysed(job: Job, analyser: Analyser) -> Outcome:
     folder, several = options.output, len(options.input) > 1
     if several:
         folder /= name_of(job.path) if options.keep_names else scan_id(scan)
-    if options.resume and (folder.name in job.rows or not several):
-        dicom = sorted((folder / "dicom_results").glob("*.dcm"))
-        if analyser.made(folder, scan_id(scan), _way_to_lungs(options)) and (dicom or not _wants_dicom(options)):
-            return Outcome(job, folder, ("  results of an earlier run, left as they are",), tuple(dicom))
-    sources = read_sources(job.path, series) if _wants_dicom(options) else None
+    row = job.rows.get(folder.name)
+    if options.resume and row is not None and analyser.made(folder, scan_id(scan), row):
+        return Outcome(job, folder, ("  results of an earlier run, left as they are",))
+    sources = read_sources(job.path, series) if options.dicom or options.send else None
     analysis = analyser(scan, _lungs(options, scan))
     title = name_of(job.path) if options.keep_names else None
     files = write_results(analysis, scan, folder, overwrite=options.overwrite, sources=sources, title=title)
@@ -305,7 +346,7 @@ def name_of(path: Path) -> str:
 
 
 @contextmanager
-def _bundle(options: argparse.Namespace) -> Iterator[Path]:
+def bundle_of(options: argparse.Namespace) -> Iterator[Path]:
     """The bundle that was asked for; one from the registry is deleted afterwards."""
     from covid_monai.inference import default_bundle
 
@@ -318,17 +359,6 @@ def _bundle(options: argparse.Namespace) -> Iterator[Path]:
 
     with pulled(options.model) as bundle:
         yield bundle
-
-
-def _wants_dicom(options: argparse.Namespace) -> bool:
-    return bool(options.dicom or options.send)
-
-
-def _way_to_lungs(options: argparse.Namespace) -> str:
-    """How the record names the way in which the lungs are found; empty where a file of the user decides."""
-    if options.lung_mask or options.lobe_mask:
-        return ""
-    return f"lungmask {options.lungmask_model}" if options.lungmask_weights else "threshold"
 
 
 def _lungs(options: argparse.Namespace, scan: CTScan) -> LungFinder | None:

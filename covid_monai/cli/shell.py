@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["EXIT_CODES", "INTERRUPTED", "OK", "SOME_FAILED", "UNUSABLE", "Help", "add_command", "complain"]
+__all__ = ["EXIT_CODES", "INTERRUPTED", "OK", "SOME_FAILED", "UNUSABLE", "Help", "add_command", "complain", "one_line"]
 
 OK, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 
@@ -42,3 +45,14 @@ def add_command(
 def complain(line: str) -> None:
     """Print one line to the standard error."""
     print(f"covid-monai: {line}", file=sys.stderr)
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """Warnings as one line each, those of libraries not at all: they may quote what a file holds."""
+    logging.getLogger("monai").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"(monai|torch|pydicom|highdicom)\b")
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.showwarning = lambda message, *_, **__: complain(f"warning: {message}")
+        yield

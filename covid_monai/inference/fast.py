@@ -22,21 +22,24 @@ class FastNetwork(nn.Module):
     of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR 2018, section 3.2), in float32: the same
     function but for rounding. On CPUs with bfloat16 instructions weights and activations are then bfloat16, which saves
     the conversions of automatic mixed precision; folded first, the statistics of the normalisation lose nothing by it.
-    CUDA computes under :func:`~covid_monai.inference.autocast`. The memory format is channels-last.
+    CUDA, and a network in which some normalisation had to stay, compute under
+    :func:`~covid_monai.inference.autocast`. The memory format is channels-last.
 
     The network itself is not changed, and later changes of it are not seen.
 
     Args:
         network: in evaluation mode; maps (N, C, H, W) to one tensor.
         example: input that shows which normalisation follows which convolution.
-        amp: False computes in the network's own precision.
+        amp: False computes in float32.
     """
 
     def __init__(self, network: nn.Module, example: torch.Tensor, amp: bool = True) -> None:
         super().__init__()
         self.amp = amp
-        self.dtype = torch.bfloat16 if amp and example.device.type == "cpu" and has_bfloat16() else torch.float32
         folded = _folded(network, example).requires_grad_(False)
+        whole = any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+        half = amp and not whole and example.device.type == "cpu" and has_bfloat16()
+        self.dtype = torch.bfloat16 if half else torch.float32
         self.network = folded.to(self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.no_grad()

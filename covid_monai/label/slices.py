@@ -91,7 +91,12 @@ def export_slices(datastore: Datastore, folder: Path) -> Path:
 
 def _items(image: str, datastore: Any, folder: Path) -> list[Item]:
     scan = read_ct(datastore.scan_path(image))
-    label = read_mask(datastore.label_path(image, FINAL), scan)
+    try:
+        label = read_mask(datastore.label_path(image, FINAL), scan)
+    except ValueError as error:
+        raise LabelError(
+            f"the label of {image} is of an earlier state of its scan: save it again. ({error})"
+        ) from error
     study = datastore.get_image_info(image).get("StudyInstanceUID", image)
     patient, series = (hashlib.sha256(name.encode()).hexdigest()[:12] for name in (study, image))
     items = []

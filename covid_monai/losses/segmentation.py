@@ -30,9 +30,11 @@ def boundary_weight(target: torch.Tensor, window: int = 31, gain: float = 5.0) -
     Returns:
         Weights ``(B, 1, H, W)`` from 1 to ``1 + gain``.
     """
-    # the mean over a square is the mean of means over its rows
-    mean = F.avg_pool2d(target, (window, 1), stride=1, padding=(window // 2, 0))
-    mean = F.avg_pool2d(mean, (1, window), stride=1, padding=(0, window // 2))
+    mean, half = target, window // 2
+    for dim in (2, 3):  # the mean over a square is the mean of means over its rows
+        sums = F.pad(mean, (0, 0, half + 1, half) if dim == 2 else (half + 1, half, 0, 0)).cumsum(dim)
+        length = target.shape[dim]
+        mean = (sums.narrow(dim, window, length) - sums.narrow(dim, 0, length)) / window
     return 1 + gain * (mean - target).abs()
 
 

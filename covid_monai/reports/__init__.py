@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Renderings of an analysis."""
 
-from covid_monai.reports.cohort import CohortTable, figures_of
+from covid_monai.reports.cohort import CohortTable, figures_of, tells
 from covid_monai.reports.html import save_html
 from covid_monai.reports.overview import save_overview, slices_that_matter
 from covid_monai.reports.pdf import save_pdf
@@ -19,5 +19,6 @@ __all__ = [
     "save_pdf",
     "slices_that_matter",
     "summarise",
+    "tells",
     "write_results",
 ]

@@ -15,7 +15,7 @@ from covid_monai.reports.files import replace_file
 from covid_monai.severity.anatomy import LOBES, REGIONS, SIDES
 from covid_monai.severity.scores import Score
 
-__all__ = ["COLUMNS", "CohortError", "CohortTable", "figures_of"]
+__all__ = ["COLUMNS", "CohortError", "CohortTable", "figures_of", "tells"]
 
 
 class CohortError(ValueError):
@@ -102,9 +102,9 @@ class CohortTable:
         self._put(name, {"name": name, **figures})
 
     @property
-    def analysed(self) -> frozenset[str]:
-        """Names of the rows with figures."""
-        return frozenset(name for name, row in self._rows.items() if not row["error"])
+    def rows(self) -> Mapping[str, Mapping[str, str]]:
+        """The rows as they stand in the file, by their names."""
+        return self._rows
 
     def add_failure(self, name: str, fault: str) -> None:
         """Add an input that could not be analysed.
@@ -183,6 +183,34 @@ def figures_of(analysis: Analysis) -> dict[str, Any]:
     for lobe in severity.lobes:
         row |= {f"{lobe.key}_lesion_share": lobe.lesion_share, f"{lobe.key}_score": lobe.score}
     return row | {f"{region.key}_score": region.score for region in severity.regions}
+
+
+def tells(row: Mapping[str, str], content: Mapping[str, Any]) -> bool:
+    """Whether a row of a table has the figures of an ``analysis.json``, not those of another analysis of its scan.
+
+    Args:
+        row: of :attr:`CohortTable.rows`.
+        content: of the file.
+
+    Raises:
+        LookupError, TypeError: the file is none.
+    """
+    method, severity, spread = content["method"], content["severity"], content["spread"]
+    share = (spread and spread["lesion_share"]) or (None, None)
+    expected = {
+        "error": None,
+        "scan_id": content["scan_id"],
+        "covid_monai": content["software"]["covid_monai"],
+        "weights_sha256": method["model"]["weights_sha256"],
+        "lungs_from": method["lungs"],
+        "floor_ml": severity["floor"]["ml"],
+        "floor_share": severity["floor"]["share"],
+        "lesion_ml": severity["whole"]["lesion_ml"],
+        "lesion_share": severity["whole"]["lesion_share"],
+        "lesion_share_range_low": share[0],
+        "lesion_share_range_high": share[1],
+    }
+    return all(row[column] == _cell(value) for column, value in expected.items())
 
 
 def _score(name: str, score: Score) -> dict[str, int | None]:

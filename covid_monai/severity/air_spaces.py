@@ -140,8 +140,11 @@ def _gas(smooth: np.ndarray, air: np.ndarray, ceiling: float, spacing: tuple[flo
 
 
 def _each(work: Callable[[tuple[int, np.ndarray]], None], slices: Iterable[tuple[int, np.ndarray]]) -> None:
-    """Work on slices that do not depend on each other, on all cores: scipy's transforms let other threads run."""
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as workers:
+    """Work on slices that do not depend on each other, in threads: scipy's transforms let others run.
+
+    There are as many as cores, or as `OMP_NUM_THREADS` says.
+    """
+    with ThreadPoolExecutor(max_workers=int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)) as workers:
         list(workers.map(work, slices))
 
 

@@ -82,7 +82,7 @@ class LungSearch:
     """Lungs of a scan as far as they can be found without its lesions.
 
     Attributes:
-        slices: from the first to the last slice where there can be lung, or lesion that belongs to it.
+        slices: from the first to the last slice worth looking at: with lung, or near it.
         finish: gives the lungs for the scan's lesions (Z, H, W), non-zero for lesion.
     """
 
@@ -156,10 +156,14 @@ class ThresholdLungs(LungFinder):
 
 
 def slices_around(there: np.ndarray, spacing: Spacing) -> slice:
-    """Slices where lung is, ``there`` (Z,) bool, and those that lesions may lead on to; all where there is none."""
+    """Slices where lung is, ``there`` (Z,) bool, and those near it; all where there is none.
+
+    Lesions belong to the lungs up to `REACH_ALONG_MM` beyond their air. Twice as far is looked, for what is found there
+    is warned of: a lung may be consolidated further down.
+    """
     if not there.any():
         return slice(0, len(there))
-    reach = int(np.ceil(REACH_ALONG_MM / spacing[0]))
+    reach = int(np.ceil(2 * REACH_ALONG_MM / spacing[0]))
     first, last = np.flatnonzero(there)[[0, -1]]
     return slice(max(0, int(first) - reach), min(len(there), int(last) + 1 + reach))
 
@@ -223,8 +227,7 @@ class GivenLungs(LungFinder):
             check_lesions(lesions, hu)
             return Lungs.checked(mask, method, hu, lesions, self.lobes)
 
-        first, last = np.flatnonzero(mask.any(axis=(1, 2)))[[0, -1]]
-        return LungSearch(slice(int(first), int(last) + 1), finish)
+        return LungSearch(slices_around(np.any(mask, axis=(1, 2)), spacing), finish)
 
 
 def _split(mask: np.ndarray, hu: np.ndarray, spacing: Spacing) -> np.ndarray:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -166,7 +166,8 @@ class TrackedRun:
         self.run_id = recorded.run_id if recorded is not None and resumed else None
         if self.run_id is None:
             if recorded is not None and recorded.status == "RUNNING":
-                self.client.set_terminated(recorded.run_id, "KILLED")
+                with suppress(MlflowException):  # one of another user, perhaps
+                    self.client.set_terminated(recorded.run_id, "KILLED")
             self.run_id = self.client.create_run(self.experiment_id(), run_name=self.name).info.run_id
             params = [Param(key, str(value)) for key, value in self.params.items()]
             self.client.log_batch(self.run_id, params=params)

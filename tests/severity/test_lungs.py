@@ -43,22 +43,34 @@ def test_the_volumes_of_ellipsoids_are_found(spacing: Spacing):
 
 
 @pytest.mark.parametrize("spacing", [COARSE, (1.0, 4.0, 4.0)])
-def test_only_slices_that_lesions_may_lead_on_to_need_a_look(spacing: Spacing):
+def test_only_slices_near_the_lungs_need_a_look(spacing: Spacing):
     hu, lungs, _ = chest(spacing)
     abdomen = np.where(hu == LUNG, np.float32(TISSUE), hu)
     long = np.concatenate([abdomen, hu, abdomen])
     with_lung = np.flatnonzero(lungs.any(axis=(1, 2))) + len(hu)
     slices = find.begin(long, spacing).slices
-    reach = int(np.ceil(REACH_ALONG_MM / spacing[0]))
+    reach = int(np.ceil(2 * REACH_ALONG_MM / spacing[0]))
     assert slices.start == pytest.approx(with_lung[0] - reach, abs=1)
     assert slices.stop == pytest.approx(with_lung[-1] + 1 + reach, abs=1)
+    assert slices.start > 0
+    assert slices.stop < len(long)
+    given = np.concatenate([np.zeros_like(lungs), lungs, np.zeros_like(lungs)])
+    there = with_lung[0] - reach, with_lung[-1] + 1 + reach
+    assert GivenLungs(lungs=given).begin(long, spacing).slices == slice(*there)
     assert find.begin(abdomen, spacing).slices == slice(0, len(abdomen))  # no lung: look everywhere
 
 
-def test_of_given_lungs_only_their_slices_need_a_look():
-    hu, lungs, _ = chest()
-    there = np.flatnonzero(lungs.any(axis=(1, 2)))
-    assert GivenLungs(lungs=lungs).begin(hu, COARSE).slices == slice(there[0], there[-1] + 1)
+@pytest.mark.parametrize("spacing", [COARSE, (0.6, 6.0, 6.0)])
+def test_lesions_in_other_slices_would_not_change_the_lungs(spacing: Spacing):
+    hu, _, mm = chest(spacing)
+    abdomen = np.where(hu == LUNG, np.float32(TISSUE), hu)
+    long = np.concatenate([abdomen, hu, abdomen])
+    everywhere = np.concatenate([np.ones(hu.shape, np.uint8)] * 3) * (np.abs(np.tile(mm[2], (3, 1, 1)) - 70) < 20)
+    search = find.begin(long, spacing)
+    seen = np.zeros_like(everywhere)
+    seen[search.slices] = everywhere[search.slices]
+    assert everywhere.sum() > seen.sum()
+    assert np.array_equal(search.finish(everywhere).mask, search.finish(seen).mask)
 
 
 def test_lesions_of_another_shape_are_refused():

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The roofs of this machine: what every other figure here has to be read beside.
+
+    python benchmarks/machine.py
+
+Matrix products of 2048 x 2048 in float32 and bfloat16, and copying 256 MiB, by torch with all its threads; the fastest
+of several rounds counts.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+SIDE, COPIED = 2048, 2**28
+
+
+def main() -> None:
+    """Print a table."""
+    rate = {dtype: 2 * SIDE**3 / fastest(_product(dtype)) / 1e9 for dtype in (torch.float32, torch.bfloat16)}
+    source = torch.zeros(COPIED // 4)
+    target = torch.empty_like(source)
+    copied = 2 * COPIED / fastest(lambda: target.copy_(source)) / 1e9
+    print("| machine | |\n|---|---|")
+    print(f"| processor | {_processor()}, {torch.get_num_threads()} threads of torch {torch.__version__} |")
+    print(f"| matrix product, float32 | {rate[torch.float32]:.0f} GFLOP/s |")
+    print(f"| matrix product, bfloat16 | {rate[torch.bfloat16]:.0f} GFLOP/s |")
+    print(f"| memory, read and written | {copied:.1f} GB/s |")
+
+
+def fastest(run: Callable[[], object], rounds: int = 7) -> float:
+    """Seconds of the fastest round after one that warms up."""
+    found = []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - start)
+    return min(found[1:])
+
+
+def _product(dtype: torch.dtype) -> Callable[[], torch.Tensor]:
+    a, b = (torch.rand(SIDE, SIDE).to(dtype) for _ in range(2))
+    return lambda: a @ b
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        names = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}
+        return ", ".join(sorted(names))
+    except OSError:
+        return platform.processor()
+
+
+if __name__ == "__main__":
+    main()
