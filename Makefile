@@ -54,8 +54,11 @@ lint: install  ## format, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy covid_monai transforms
 
-bench: install  ## time and memory of analyse against the bare network
-	$(BIN)/python benchmarks/analyse.py
+bench: install  ## speed and memory, as tables in bench.md, about a quarter of an hour
+	for each in machine runtimes analyse training_step; do \
+	    echo "## $$each" && echo && $(BIN)/python benchmarks/$$each.py && echo || exit 1; \
+	done > bench.md
+	cat bench.md
 
 build: install  ## wheel and source archive
 	$(BIN)/python -m build --quiet

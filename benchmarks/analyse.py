@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time and peak memory of a whole `covid-monai analyse`, as a ratio to the bare network's forward over the same slices.
+"""Time and peak memory of a whole `covid-monai analyse` by the length of the scan, beside its network alone.
 
-    python benchmarks/analyse.py [--slices 400] [--rounds 3] [--encoder resnet18_narrow] [--size 192 256]
+    python benchmarks/analyse.py [--slices 100 300 800] [--rounds 2] [--encoder res2net50 --size 352 352]
 
-Both run in processes of their own, in turn, on one machine, in the precision that `analyse` uses; the fastest round of
-each counts. The scan is a phantom of 512 x 512 pixels a slice, the weights are random. The published network is
-`--encoder res2net50 --size 352 352`.
+Both run in cold processes of their own, in turn; the fastest round of each counts. "Network" is its forward pass over
+as many slices twice, as `analyse` shows it each slice and its mirror image. The scan is a phantom of 512 x 512 pixels;
+a longer one shows each slice several times, thinner. The model is the shipped one, or Inf-Net with another encoder and
+random weights.
 """
 
 from __future__ import annotations
@@ -18,9 +19,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import yaml
 
 from covid_monai.inference import default_bundle
+
+SLICES = 100
 
 ANALYSE = """
 import json, resource, subprocess, sys, time
@@ -34,51 +39,69 @@ FORWARD = """
 import json, sys, time
 from pathlib import Path
 import torch
-from covid_monai.ct import read_ct
-from covid_monai.inference import LesionSegmenter, autocast
-scan, bundle = map(Path, sys.argv[1:])
-segmenter = LesionSegmenter.from_bundle(bundle)
-slices = len(read_ct(scan).upright())
-size = segmenter.inferer.size
-batch = torch.rand(segmenter.inferer.batch_size, 1, *size).contiguous(memory_format=torch.channels_last)
-with torch.inference_mode(), autocast("cpu"):
-    segmenter.network(batch)
-    start = time.perf_counter()
+from covid_monai.inference import FastNetwork, LesionSegmenter
+bundle, slices = Path(sys.argv[1]), int(sys.argv[2])
+segmenter = LesionSegmenter.from_bundle(bundle, "cpu")
+batch = torch.rand(segmenter.inferer.batch_size, 1, *segmenter.inferer.size)
+network = FastNetwork(segmenter.network, batch[:1])
+network(batch)
+start = time.perf_counter()
+for _ in range(2):
     for first, stop in segmenter.inferer.batches(slices):
-        segmenter.network(batch[: stop - first])
-    print(json.dumps({"seconds": time.perf_counter() - start, "size": size}))
+        network(batch[: stop - first])
+print(json.dumps({"seconds": time.perf_counter() - start}))
 """
 
 
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--slices", type=int, default=400)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--encoder", default="resnet18_narrow", choices=("resnet18_narrow", "resnet50", "res2net50"))
-    parser.add_argument("--size", type=int, nargs=2, default=(192, 256), metavar=("ROWS", "COLUMNS"))
+    parser.add_argument("--slices", type=int, nargs="+", default=[100, 300, 800])
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--encoder", choices=("resnet18_narrow", "resnet50", "res2net50"))
+    parser.add_argument("--size", type=int, nargs=2, default=(352, 352), metavar=("ROWS", "COLUMNS"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        bundle = _bundle_with_random_weights(folder / "bundle", options.encoder, list(options.size))
-        shape = ("512", "512", str(options.slices))
+        bundle = default_bundle()
+        if options.encoder:
+            bundle = _bundle_with_random_weights(folder / "bundle", options.encoder, list(options.size))
+        shape = ("512", "512", str(SLICES))
         _run("-m", "covid_monai.cli", "data", "phantom", "--output", folder, "--format", "nifti", "--shape", *shape)
-        scan = folder / "image.nii.gz"
-        analyse, forward = [], []
-        for _ in range(options.rounds):
-            line = _run("-c", ANALYSE, "analyse", scan, "--output", folder / "out", "--bundle", bundle)
-            analyse.append(json.loads(line))
-            forward.append(json.loads(_run("-c", FORWARD, scan, bundle)))
-        seconds = json.loads((folder / "out" / "analysis.json").read_text())["seconds"]
-    bare = min(entry["seconds"] for entry in forward)
-    rows, columns = forward[0]["size"]
-    print(f"scan                      512 x 512 x {options.slices}, the network sees {rows} x {columns}")
-    print(f"bare network's forward    {bare:8.1f} s   {1000 * bare / options.slices:6.1f} ms a slice")
-    whole = min(entry["seconds"] for entry in analyse)
-    print(f"analyse, whole process    {whole:8.1f} s   ratio {whole / bare:.2f}")
-    within = sum(seconds.values())
-    print(f"  of it on the scan       {within:8.1f} s   ratio {within / bare:.2f} (segmentation, lungs; last round)")
-    print(f"peak memory of analyse    {max(entry['peak_mib'] for entry in analyse):8.0f} MiB")
+        columns = (
+            "slices",
+            "scan, float32",
+            "whole process",
+            "network",
+            "ratio",
+            "on the scan",
+            "peak",
+            "beyond the scan",
+        )
+        print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+        for slices in options.slices:
+            scan = _lengthened(folder, slices)
+            whole, bare = [], []
+            for _ in range(options.rounds):
+                words = ("analyse", scan, "--output", folder / "out", "--bundle", bundle, "--overwrite")
+                whole.append(json.loads(_run("-c", ANALYSE, *words)))
+                bare.append(json.loads(_run("-c", FORWARD, bundle, slices))["seconds"])
+            seconds, peak = (min(each[key] for each in whole) for key in ("seconds", "peak_mib"))
+            within = json.loads((folder / "out" / "analysis.json").read_text())["seconds"]
+            size = 512 * 512 * slices * 4 / 2**20
+            parts = ", ".join(f"{name} {value:.1f}" for name, value in within.items())
+            times = f"{seconds:.1f} s | {min(bare):.1f} s | {seconds / min(bare):.2f} | {parts} s"
+            print(f"| {slices} | {size:.0f} MiB | {times} | {peak:.0f} MiB | {peak - size:.0f} MiB |", flush=True)
+
+
+def _lengthened(folder: Path, slices: int) -> Path:
+    """The phantom with as many slices, over the same length."""
+    image = nib.load(folder / "image.nii.gz")
+    which = np.arange(slices) * SLICES // slices
+    affine = image.affine @ np.diag([1, 1, SLICES / slices, 1])
+    path = folder / f"{slices}.nii.gz"
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj)[..., which], affine), path)
+    return path
 
 
 def _bundle_with_random_weights(folder: Path, encoder: str, size: list[int]) -> Path:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 
 from covid_monai.losses import CoachLoss, InfNetLoss, InpaintingLoss, MultiInfNetLoss
-from covid_monai.networks import CoachNet, InfNet, InfNetCascade, MultiInfNet, with_inpainting_heads
+from covid_monai.networks import CoachNet, FineInfNet, InfNet, InfNetCascade, MultiInfNet, with_inpainting_heads
 
 BATCH, SIDE = 8, 256
 VARIANTS = {
@@ -68,6 +68,7 @@ def coaching(coach: torch.nn.Module) -> Step:
 
 STEPS: dict[str, tuple[Callable[[], torch.nn.Module], Callable[[torch.nn.Module], Step]]] = {
     "training, InfNet": (InfNet, segmentation),
+    "training, FineInfNet": (FineInfNet, segmentation),
     "training, InfNetCascade": (lambda: InfNetCascade(InfNet(), MultiInfNet()), classes),
     "pre-training, network": (lambda: with_inpainting_heads(InfNet()), inpainting),
     "pre-training, coach": (lambda: CoachNet(width=16), coaching),
@@ -79,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
-    print(f"{torch.get_num_threads()} threads\n{'step':26}" + "".join(f"{name:>26}" for name in VARIANTS))
+    print(f"| step | {' | '.join(VARIANTS)} |\n|{'---|' * (len(VARIANTS) + 1)}")
     for name, (build, make) in STEPS.items():
         network = build().train()
         runs = {variant: _runner(copy.deepcopy(network), make, *how) for variant, how in VARIANTS.items()}
@@ -90,7 +91,8 @@ def main() -> None:
                 run()
                 seconds[variant] = min(seconds[variant], time.perf_counter() - start)
         plain = seconds["float32"]
-        print(f"{name:26}" + "".join(f"{1000 * s:14.0f} ms {plain / s:6.2f} x" for s in seconds.values()))
+        cells = " | ".join(f"{1000 * each:.0f} ms, {plain / each:.2f} x" for each in seconds.values())
+        print(f"| {name} | {cells} |", flush=True)
 
 
 def _runner(
