@@ -534,18 +534,16 @@ def test_the_series_beside_which_results_are_written_stays(
 
 
 def test_a_failure_does_not_take_the_row_of_a_scan(analyse: Callable[..., Result], other_scan: Path, tmp_path: Path):
-    """Two inputs of one name: the second is refused, and the figures of the first stay."""
-    inputs = []
-    for number in (1, 2):
-        inputs.append(tmp_path / str(number) / "case.nii.gz")
-        inputs[-1].parent.mkdir()
-        shutil.copy(other_scan, inputs[-1]) if number == 1 else inputs[-1].write_bytes(b"damaged")
+    """A row of a scan, and one of a damaged input; both stay when they come again."""
+    inputs = [tmp_path / "case.nii.gz", tmp_path / "case2.nii.gz"]
+    shutil.copy(other_scan, inputs[0])
+    inputs[1].write_bytes(b"damaged")
     for _ in range(2):
         assert analyse(*inputs, "--keep-names").code == 1
         with (tmp_path / "results" / "cohort.csv").open() as file:
             good, bad = csv.DictReader(file)
         assert (good["name"], bool(good["scan_id"]), good["error"]) == ("case", True, "")
-        assert (bad["name"], bad["scan_id"], bool(bad["error"])) == ("case (input 2)", "", True)
+        assert (bad["name"], bad["scan_id"], bool(bad["error"])) == ("case2 (input 2)", "", True)
         assert str(tmp_path) not in bad["error"]
 
 

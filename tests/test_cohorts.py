@@ -204,8 +204,10 @@ def test_a_cohort_that_was_killed_goes_on(command: Callable[..., list[str]], sca
     results = tmp_path / "results"
     killed = start(command(*scans, "--workers", 2))
     until(lambda: results.is_dir() and (results / "cohort.csv").exists())
-    os.killpg(killed.pid, signal.SIGKILL)
+    workers = psutil.Process(killed.pid).children()
+    killed.kill()
     killed.communicate()
+    until(lambda: not any(worker.is_running() for worker in workers))
     done = rows(results)
     before = {name: moment for name, moment in whole(results).items() if name in done}
     assert 0 < len(before) < COUNT

@@ -119,11 +119,16 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _promote(options: argparse.Namespace) -> int:
-    from covid_monai.registry import promote
+    from covid_monai.registry import GateError, promote
 
     registry = _registry(options)
     challenger = registry.find(options.model, "challenger")
-    _show(promote(registry, challenger, _split(options), options.lesion_free, options.force))
+    try:
+        _show(promote(registry, challenger, _split(options), options.lesion_free, options.force))
+    except GateError as error:
+        if error.comparison is not None:
+            _show(error.comparison)
+        raise
     print(f"{challenger.uri} is the champion")
     return OK
 
@@ -161,7 +166,8 @@ def _registry(options: argparse.Namespace) -> Registry:
 
     from covid_monai.registry import Registry
 
-    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    for name in ("mlflow", "ignite"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)
     MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.set(True)
     return Registry(options.tracking_uri)
@@ -182,7 +188,7 @@ def _show(comparison: Comparison) -> None:
         print(f"{challenger.uri}, with no champion to compare with:")
         for metric, values in (*comparison.figures.cases.items(), ("mL", comparison.figures.false_positives)):
             name = "false positives in mL" if metric == "mL" else metric
-            print(f"  {name:28}{fmean(values.values()):10.4f}  of {len(values)}")
+            print(f"  {name:30}{fmean(values.values()):10.4f}  of {len(values)}")
     else:
         head = f"version {champion.number}", f"version {challenger.number}", "difference", "p gain", "p loss", "cases"
         print(f"{challenger.name:30}" + "".join(f"{word:>12}" for word in head))

@@ -22,7 +22,7 @@ class FastNetwork(nn.Module):
     of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR 2018, section 3.2), in float32: the same
     function but for rounding. On CPUs with bfloat16 instructions weights and activations are then bfloat16, which saves
     the conversions of automatic mixed precision; folded first, the statistics of the normalisation lose nothing by it.
-    CUDA, and a network in which some normalisation had to stay, compute under
+    CUDA, and a network without convolutions or in which some normalisation had to stay, compute under
     :func:`~covid_monai.inference.autocast`. The memory format is channels-last.
 
     The network itself is not changed, and later changes of it are not seen.
@@ -37,8 +37,9 @@ class FastNetwork(nn.Module):
         super().__init__()
         self.amp = amp
         folded = _folded(network, example).requires_grad_(False)
-        whole = any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
-        half = amp and not whole and example.device.type == "cpu" and has_bfloat16()
+        kinds = {type(module) for module in folded.modules()}
+        gains = nn.Conv2d in kinds and nn.BatchNorm2d not in kinds
+        half = amp and gains and example.device.type == "cpu" and has_bfloat16()
         self.dtype = torch.bfloat16 if half else torch.float32
         self.network = folded.to(self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 

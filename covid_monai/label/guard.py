@@ -115,6 +115,13 @@ def tell_faults(app: FastAPI) -> None:
             return JSONResponse({"detail": "the disk is full: nothing was changed; make room and try again."}, 507)
         return JSONResponse({"detail": str(error)}, 500)
 
+    async def malformed(request: Request, error: Exception) -> JSONResponse:
+        """JSON of another kind than MONAI Label takes for granted, or a fault that nobody foresaw."""
+        what = f"this cannot be done ({type(error).__name__}: {error})"
+        return JSONResponse({"detail": f"{what}: give params and info as objects of JSON; else report it."}, 400)
+
     app.add_exception_handler(ValueError, refused)
+    app.add_exception_handler(TypeError, malformed)
+    app.add_exception_handler(AttributeError, malformed)
     app.add_exception_handler(MONAILabelException, refused)
     app.add_exception_handler(OSError, failed)

@@ -72,8 +72,10 @@ def check_port(host: str, port: int) -> None:
     """Refuse a port that another program listens at.
 
     Raises:
-        LabelError: it is not free.
+        LabelError: it is not free, or no port.
     """
+    if not 0 < port < 2**16:
+        raise LabelError(f"--port {port} is none: give 1 to 65535.")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from mlflow.exceptions import MlflowException
 
@@ -24,7 +25,14 @@ class RegistryError(ValueError):
 
 
 class GateError(RegistryError):
-    """A version may not become the champion."""
+    """A version may not become the champion.
+
+    Attributes:
+        comparison: what was measured before it was refused, a :class:`~covid_monai.registry.Comparison`; None when
+            nothing was.
+    """
+
+    comparison: Any = None
 
 
 @contextmanager

@@ -115,7 +115,9 @@ def promote(
         },
     )
     if gate == "refused":
-        raise GateError(f"{challenger.uri} is refused: {'; '.join(faults)}")
+        refusal = GateError(f"{challenger.uri} is refused: {'; '.join(faults)}")
+        refusal.comparison = comparison
+        raise refusal
     with registry.alone():
         _succeed(registry, champion, challenger)
         if CHALLENGER in registry.find(challenger.uri).aliases:  # another may have been registered meanwhile

@@ -75,6 +75,8 @@ class SeverityModel(PythonModel):
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Analyse each row, see the head of this module; a scan that fails has its fault in ``error``."""
+        if not len(model_input.columns):  # MLflow drops those that it does not know
+            raise ValueError("the table has no column that is known: give path, or array with dz, dy and dx.")
         rows = [self._row(row) for row in model_input.to_dict("records")]
         return pd.DataFrame(rows, columns=list(COLUMNS), dtype=object)
 

@@ -67,6 +67,7 @@ def test_densities_are_those_of_tissues(phantom):
     assert phantom.hu.min() >= -1024 and phantom.hu.max() <= 3071
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 2**31), share=st.floats(0.03, 0.6), consolidation=st.floats(0.1, 0.9))
 def test_shares_are_met(seed, share, consolidation):
@@ -207,6 +208,7 @@ def test_a_write_that_fails_leaves_no_part(phantom, tmp_path, monkeypatch):
     assert contents(tmp_path) == {"notes.txt": b"mine"}
 
 
+@pytest.mark.slow
 def test_data_set_splits_phantoms_by_patient(tmp_path):
     out = tmp_path / "phantoms.json"
     options: dict[str, Any] = {"patients": 6, "slices": 4, "size": 48, "healthy": 0.5}
@@ -227,6 +229,7 @@ def test_data_set_splits_phantoms_by_patient(tmp_path):
     assert prepare("phantom", None, tmp_path / "c.json", seed=3, **options).data_hash != summary.data_hash
 
 
+@pytest.mark.slow
 def test_data_set_deals_unlabelled_patients_from_the_training_side_only(tmp_path):
     options: dict[str, Any] = {"patients": 6, "slices": 2, "size": 32, "healthy": 0.0}
     usual = prepare("phantom", None, tmp_path / "usual.json", **options)

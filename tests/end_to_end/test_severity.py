@@ -71,6 +71,7 @@ def score(healthy: Phantom, regions: np.ndarray, shares: dict[int, float]) -> An
     return analyse(scan, Drawn(lesions))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_the_score_of_known_regions_is_exact(healthy: Phantom, regions: np.ndarray, seed: int):
     """Lesions clear of the borders: nothing, a fifth, or three fifths of a region, drawn at random."""
@@ -92,6 +93,7 @@ def test_healthy_lungs_score_nothing(healthy: Phantom, regions: np.ndarray):
     assert {region.score for region in found.regions} == {0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.6])
 def test_lungs_and_involved_share_are_those_of_the_phantom(share: float):
     phantom = make_phantom(5, (256, 256, 48), lesions=Lesions(share, 0.4))

@@ -62,10 +62,11 @@ def test_the_app_says_what_it_offers(folder_server: LabelServer) -> None:
         ("lesions", "scan9", {}, "there is no such image"),
         ("lesions", "broken", {}, "broken.nii.gz cannot be read as NIfTI"),
         ("lesions", "scan1", {"result_extension": ".exe"}, "a mask is not written as '.exe'"),
+        ("lesions", "scan1", [1, 2], "give params and info as objects of JSON"),
     ],
 )
 def test_what_cannot_be_done_is_told_in_one_line_and_the_server_goes_on(
-    folder_server: LabelServer, model: str, image: str, params: dict[str, str], told: str
+    folder_server: LabelServer, model: str, image: str, params: dict[str, str] | list[int], told: str
 ) -> None:
     folder = Path(folder_server.ask("GET", "/datastore/image/info", params={"image": "scan1"}).json()["path"]).parent
     (folder / "broken.nii.gz").write_bytes(b"no NIfTI")

@@ -93,6 +93,11 @@ def test_an_array_that_is_a_pickle_is_refused():
         scan_of_array(file.getvalue(), (1, 1, 1))
 
 
+def test_a_table_without_a_known_column_is_refused(model: SeverityModel):
+    with pytest.raises(ValueError, match="no column that is known: give path, or array"):
+        model.predict(None, pd.DataFrame(index=[0]))
+
+
 def test_the_signature_is_typed_and_survives_json():
     assert ModelSignature.from_dict(json.loads(json.dumps(SIGNATURE.to_dict()))) == SIGNATURE
     assert SIGNATURE.inputs.input_names() == ["path", "array", "dz", "dy", "dx"]

@@ -90,6 +90,7 @@ def test_a_run_whose_parameters_are_refused_does_not_stay_running(tracking_uri: 
     assert only_run(client).info.status == "FAILED"
 
 
+@pytest.mark.slow
 def test_sigterm_ends_the_run_as_killed_and_runs_what_closes_files(
     tracking_uri: str, client: MlflowClient, tmp_path: Path
 ):
@@ -200,6 +201,7 @@ def test_without_resume_a_run_begins_anew_and_is_recorded(tracking_uri: str, cli
     }
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_by_force_before_a_checkpoint_does_not_stay_running(
     tracking_uri: str, client: MlflowClient, tmp_path: Path
 ):

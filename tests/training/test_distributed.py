@@ -3,6 +3,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from ignite.engine import Engine
 from torch import nn
@@ -23,6 +24,7 @@ def validate(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_all_processes_validate_with_the_buffers_of_the_first(tmp_path: Path):
     torch.multiprocessing.spawn(validate, (str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
