@@ -64,10 +64,10 @@ def test_masks_are_those_of_the_segmenter_but_for_rounding(
     bundle: Bundle, masks: dict[str, nibabel.Nifti1Image], scans: Path
 ):
     segmenter = LesionSegmenter.from_bundle(bundle.folder, "cpu")
+    segmenter.__dict__["_fast"] = segmenter.network  # the network itself, whose copy rounds otherwise
     for name, mask in masks.items():
         scan = read_ct(scans / f"{name}.nii.gz")
-        found, written = scan.from_upright(segmenter(scan)), np.asarray(mask.dataobj)
-        assert np.count_nonzero(found != written) <= 0.03 * np.count_nonzero(written)  # at the edges of small lesions
+        np.testing.assert_array_equal(scan.from_upright(segmenter(scan)), np.asarray(mask.dataobj))
 
 
 def test_inference_needs_its_own_config_and_weights_alone(bundle: Bundle, scans: Path, tmp_path: Path):
