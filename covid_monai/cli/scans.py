@@ -299,7 +299,7 @@ def _end_with_parent() -> None:
     """End this process when its parent is gone, killed perhaps: nobody would give it work any more."""
     if (parent := parent_process()) is not None:
         parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)  # that one waits for work
 
 
 def _outcome(job: Job, analyser: Analyser) -> Outcome:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,6 +41,17 @@ class _Careful(LocalDatastore):
     """
 
     classes: Mapping[str, int]
+    _busy = threading.RLock()
+    """Held while the index is changed, and while the watcher compares it with the files."""
+
+    def _reconcile_datastore(self) -> None:
+        with self._busy:  # else it could put back what it read before a label was saved
+            super()._reconcile_datastore()
+
+    def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
+        """Add to what is kept beside a label."""
+        with self._busy:
+            super().update_label_info(label_id, label_tag, info)
 
     def _watch_renames(self) -> None:
         """See what another process of the server renames into place."""
@@ -119,19 +131,24 @@ class _Careful(LocalDatastore):
         with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as unfinished:
             new = Path(unfinished, name)
             write_mask(scan.from_upright(mask), scan, new, names)
-            self._init_from_datastore_file()  # what other processes wrote meanwhile
-            with FileLock(self._lock_file):
-                entry = self._datastore.objects[image_id]
-                before = entry.labels.get(tag)
-                entry.labels[tag] = DataModel(ext=SUFFIX, info={**info, "ts": int(time.time()), "name": name})
-                try:
-                    self._update_datastore_file(lock=False)
-                except OSError:
-                    entry.labels.pop(tag)
-                    if before is not None:
-                        entry.labels[tag] = before
-                    raise
-                new.replace(folder / name)
+            with self._busy:
+                self._init_from_datastore_file()  # what other processes wrote meanwhile
+                self._enter(image_id, tag, name, info, new)
+
+    def _enter(self, image_id: str, tag: str, name: str, info: Mapping[str, Any], new: Path) -> None:
+        """Enter a label that was written to ``new`` into the index, and put it into its place."""
+        with FileLock(self._lock_file):
+            entry = self._datastore.objects[image_id]
+            before = entry.labels.get(tag)
+            entry.labels[tag] = DataModel(ext=SUFFIX, info={**info, "ts": int(time.time()), "name": name})
+            try:
+                self._update_datastore_file(lock=False)
+            except OSError:
+                entry.labels.pop(tag)
+                if before is not None:
+                    entry.labels[tag] = before
+                raise
+            new.replace(Path(self._datastore.label_path(tag), name))
 
 
 class FolderDatastore(_Careful):
@@ -209,14 +226,15 @@ class DicomwebDatastore(_Careful, DICOMWebDatastore):
             self._fetch(study, image_id, folder, copy)
         _write_copy(read_ct(folder), copy)
         info = {"SeriesInstanceUID": image_id, "StudyInstanceUID": study, "Modality": "CT", "name": copy.name}
-        self._init_from_datastore_file()
-        earlier = self._datastore.objects.get(image_id)
-        entry = ImageLabelModel(
-            image=DataModel(ext=SUFFIX, info={**info, "ts": int(time.time())}),
-            labels=earlier.labels if earlier else {},
-        )
-        self._datastore.objects[image_id] = entry
-        self._update_datastore_file()
+        with self._busy:
+            self._init_from_datastore_file()
+            earlier = self._datastore.objects.get(image_id)
+            entry = ImageLabelModel(
+                image=DataModel(ext=SUFFIX, info={**info, "ts": int(time.time())}),
+                labels=earlier.labels if earlier else {},
+            )
+            self._datastore.objects[image_id] = entry
+            self._update_datastore_file()
         return str(copy)
 
     def _fetch(self, study: str, series: str, folder: Path, copy: Path) -> None:
