@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -299,7 +300,9 @@ def _end_with_parent() -> None:
     """End this process when its parent is gone, killed perhaps: nobody would give it work any more."""
     if (parent := parent_process()) is not None:
         parent.join()
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)  # that one waits for work
+        while True:  # the first may only end its job, the second meets it waiting for work
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+            time.sleep(2)
 
 
 def _outcome(job: Job, analyser: Analyser) -> Outcome:
