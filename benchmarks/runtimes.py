@@ -3,10 +3,11 @@
 
     python benchmarks/runtimes.py [--rounds 5] [--batches 1 8]
 
-Networks are the shipped cascade, and the published Inf-Net (Res2Net-50, 352 x 352, random weights). The run times take
-turns in each round; the fastest of each counts. Those that are not installed are left out. Beside each is the Dice of
-its lesions with those of eager float32, on slices of a phantom with lesions (of the published network, whose weights
-are random, that of the pixels above its median logit). OpenVINO is told its precision, it would choose one itself.
+Networks are the shipped cascade, and the published Inf-Net (Res2Net-50, 352 x 352, random weights). The run times are
+measured one after the other; the fastest round of each counts. Those that are not installed are left out. Beside each
+is the Dice of its lesions with those of eager float32, on slices of a phantom with lesions (of the published network,
+whose weights are random, that of the pixels above its median logit). OpenVINO is told its precision, it would choose
+one itself.
 """
 
 from __future__ import annotations
@@ -75,18 +76,16 @@ def _run_times(network: torch.nn.Module, slices: torch.Tensor) -> Iterator[tuple
     yield PLAIN, lambda: plain(slices)
     near = copy.deepcopy(network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     yield "eager, float32, channels-last", lambda: near(last)
-    with autocast("cpu") as mixed:
-        if mixed is not None:
-
-            def autocasted() -> torch.Tensor:
-                with autocast("cpu"):
-                    return near(last).float()
-
-            yield "eager, autocast to bfloat16, channels-last", autocasted
     whole = FastNetwork(network, slices[:1], amp=False)
     yield "folded, float32, channels-last", lambda: whole(slices)
     fast = FastNetwork(network, slices[:1])
     if fast.dtype == torch.bfloat16:
+
+        def autocasted() -> torch.Tensor:
+            with autocast("cpu"):
+                return near(last).float()
+
+        yield "eager, autocast to bfloat16, channels-last", autocasted
         yield "**folded, bfloat16, channels-last: `FastNetwork`**", lambda: fast(slices)
         frozen = torch.jit.optimize_for_inference(
             torch.jit.freeze(torch.jit.trace(fast.network, last.to(fast.dtype), check_trace=False))

@@ -321,15 +321,16 @@ def _analysed(job: Job, analyser: Analyser) -> Outcome:
     options = job.options
     series = None if options.dicomweb else options.series
     scan = read_ct(job.path, series)
-    folder, several = options.output, len(options.input) > 1
-    if several:
-        folder /= name_of(job.path) if options.keep_names else scan_id(scan)
-    row = job.rows.get(folder.name)
-    if options.resume and row is not None and analyser.made(folder, scan_id(scan), row):
-        return Outcome(job, folder, ("  results of an earlier run, left as they are",))
+    title = name_of(job.path) if options.keep_names else None
+    if options.resume:
+        identity = scan_id(scan)
+        folder = options.output / (title or identity)
+        row = job.rows.get(folder.name)
+        if row is not None and analyser.made(folder, identity, row):
+            return Outcome(job, folder, ("  results of an earlier run, left as they are",))
     sources = read_sources(job.path, series) if options.dicom or options.send else None
     analysis = analyser(scan, _lungs(options, scan))
-    title = name_of(job.path) if options.keep_names else None
+    folder = options.output / (title or analysis.scan_id) if len(options.input) > 1 else options.output
     files = write_results(analysis, scan, folder, overwrite=options.overwrite, sources=sources, title=title)
     written = f"  written: {', '.join(str(file) for file in files.values())}"
     return Outcome(job, folder, (*lines_of(analysis), written), tuple(files.values()), figures_of(analysis))

@@ -205,8 +205,8 @@ class LesionSegmenter:
             reached = sum((odds >= limit).byte() for limit in limits)
             return 2 * reached + dense.byte()
 
-        def mirror(slices: torch.Tensor) -> torch.Tensor:
-            return self._fast(slices.flip(-1)).flip(-1)
+        def mirror(batch: torch.Tensor) -> torch.Tensor:
+            return self._fast(batch.flip(-1)).flip(-1)
 
         return LesionLevels(ascending, self._decide(hu, decide, mirror if mirrored else self._fast, progress, slices))
 

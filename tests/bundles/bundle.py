@@ -58,6 +58,16 @@ class Bundle:
             self.line(*words), cwd=self.folder, check=False, capture_output=True, text=True, env=self.environment
         )
 
+    def begin(self, *words: Any) -> subprocess.Popen:
+        """The same in the background, without its output."""
+        return subprocess.Popen(
+            self.line(*words),
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
     @staticmethod
     def line(*words: Any) -> list[str]:
         return [sys.executable, "-m", "monai.bundle", *map(str, words)]

@@ -106,13 +106,7 @@ def test_a_killed_training_is_closed_and_resumes(make_bundle: Callable[[str], Bu
     own = make_bundle(SINGLE)
     long = {**TINY, "max_epochs": 200, "patience": 200}
     checkpoint = own.folder / "models" / "training" / "checkpoint.pt"
-    with subprocess.Popen(
-        own.line(*own.words("training", **long)),
-        cwd=own.folder,
-        env=own.environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as process:
+    with own.begin(*own.words("training", **long)) as process:
         deadline = time.monotonic() + 300
         while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)

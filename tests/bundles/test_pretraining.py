@@ -2,7 +2,6 @@
 """Each pretext of the bundles' pretraining, its resume, and what it learns on phantoms."""
 
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -103,13 +102,7 @@ def test_a_killed_pretraining_resumes_to_what_an_unbroken_one_gives(own_bundle: 
     own_bundle.run("pretraining", **settings, pretrain_dir="models/unbroken", run_name="unbroken")
     words = own_bundle.words("pretraining", **settings)
     checkpoint = own_bundle.folder / "models" / "pretraining" / "checkpoint.pt"
-    with subprocess.Popen(
-        own_bundle.line(*words),
-        cwd=own_bundle.folder,
-        env=own_bundle.environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as process:
+    with own_bundle.begin(*words) as process:
         deadline = time.monotonic() + 300
         while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)

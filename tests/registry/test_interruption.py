@@ -2,7 +2,6 @@
 """A training that is killed, resumed and registered, against a real MLflow server."""
 
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,13 +31,7 @@ def bundle(tmp_path: Path, empty_mlflow_database: Path) -> Bundle:
 def kill(bundle: Bundle, words: list[str], checkpoint: Path, number: int) -> None:
     """Begin a stage, and send it a signal when it has written a checkpoint."""
     before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
-    with subprocess.Popen(
-        bundle.line(*words),
-        cwd=bundle.folder,
-        env=bundle.environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as process:
+    with bundle.begin(*words) as process:
         try:
             deadline = time.monotonic() + 300
             while not checkpoint.exists() or checkpoint.stat().st_mtime_ns == before:
