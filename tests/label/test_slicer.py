@@ -59,8 +59,10 @@ def test_slicers_client_gets_masks_saves_labels_and_trains(
     assert client.info()["datastore"]["completed"] == 2
 
     client.train_start("lesions", {"max_epochs": 2, "samples_per_epoch": 8})
-    assert client.train_status(check_if_running=True)
-    while (task := client.train_status())["status"] in ("SUBMITTED", "RUNNING"):
+    while (task := client.train_status())["status"] == "SUBMITTED":  # a thread of the server starts it
+        time.sleep(0.1)
+    assert task["status"] == "RUNNING" and client.train_status(check_if_running=True)
+    while (task := client.train_status())["status"] == "RUNNING":
         time.sleep(1)
     assert task["status"] == "DONE", "\n".join(task["details"])
     _, figures = client.infer("lesions", image, {})
