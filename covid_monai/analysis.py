@@ -47,6 +47,8 @@ __all__ = ["NOTICE", "SCHEMA", "Analysis", "analyse", "method_of", "scan_id"]
 
 SCHEMA = "covid_monai/analysis/3"
 NOTICE = "Research use only, not a medical device."
+MIRRORED_MM = 2.5
+"""Slices are mirrored no closer than this for the ranges; thinner ones look alike, so that one stands for several."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,19 +136,24 @@ def analyse(
     hu, spacing = upright_hu(scan), scan.upright_spacing
     threshold = segmenter.codes.threshold
     thresholds = (*THRESHOLDS, threshold) if ranges else (threshold,)
-    search = (lungs or ThresholdLungs()).begin(hu, spacing)
-    searched = time.perf_counter()
-    levels = [segmenter.levels(hu, thresholds, False, progress, search.slices)]
-    lesions = levels[0].codes(threshold)
-    segmented = time.perf_counter()
-    with ThreadPoolExecutor(max_workers=1) as beside:  # the network sees mirrored slices while the lungs are completed
-        mirrored = beside.submit(segmenter.levels, hu, thresholds, True, progress, search.slices) if ranges else None
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        prepared = beside.submit(segmenter.prepare)
+        identity = beside.submit(scan_id, scan)
+        search = (lungs or ThresholdLungs()).begin(hu, spacing)
+        prepared.result()
+        searched = time.perf_counter()
+        levels = [segmenter.levels(hu, thresholds, False, progress, search.slices)]
+        lesions = levels[0].codes(threshold)
+        segmented = time.perf_counter()
+        if ranges:  # the network sees mirrored slices while the lungs are completed
+            every = max(1, int(MIRRORED_MM / spacing[0])) if scan.spacing_known else 1
+            mirrored = beside.submit(segmenter.levels, hu, thresholds, True, progress, search.slices, every)
         found = search.finish(lesions)
         lesions[found.mask == 0] = 0
         lobes = approximate_lobes(found.mask, spacing) if found.lobes is None else found.lobes
         regions = divide_regions(lobes, spacing)
         lungs_done = time.perf_counter()
-        if mirrored is not None:
+        if ranges:
             levels.append(mirrored.result())
     ranged_done = time.perf_counter()
 
@@ -194,7 +201,7 @@ def analyse(
         *lung_warnings(found, spacing, scan.spacing_known, scan.source.contrast),
     )
     return Analysis(
-        scan_id=scan_id(scan),
+        scan_id=identity.result(),
         severity=figures,
         spread=ranged,
         finding=finding,

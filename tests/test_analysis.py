@@ -9,6 +9,7 @@ import jsonschema
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -179,6 +180,28 @@ def test_progress_counts_the_slices():
     done.clear()
     assert analyse(boxed(boxes()), segmenter(size=(64, 64)), ranges=False, progress=done.append).spread is None
     assert done == [8, 4]
+
+
+@pytest.mark.parametrize(("spacing_known", "seen"), [(True, 12 + 3), (False, 12 + 12)])
+def test_thin_slices_are_mirrored_no_closer_than_they_differ(spacing_known: bool, seen: int):
+    slices: list[int] = []
+
+    class Counted(Band):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            slices.append(len(x))
+            return super().forward(x)
+
+    counted = LesionSegmenter(Counted(-700, -100), UprightSliceInferer((64, 64)), device="cpu")
+    counted.prepare()
+    slices.clear()
+    source = CTScan.from_array(
+        np.ascontiguousarray(boxes().T), np.diag([-3, -3, 0.6, 1]), SourceFacts("NIfTI", 1), spacing_known=spacing_known
+    )
+    thin = analyse(source, counted)
+    assert sum(slices) == seen
+    assert thin.spread is not None
+    low, high = thin.spread.lesion_share
+    assert low <= thin.severity.whole.lesion_share <= high
 
 
 # ground glass and consolidation --------------------------------------------------------------------------------------

@@ -13,7 +13,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from covid_monai.cli.scans import Analyser, Job, Outcome, bundle_of, fault_of, in_processes, in_turn, name_of, on_ray
+from covid_monai.cli.scans import (
+    Analyser,
+    Job,
+    Outcome,
+    begin_reading,
+    bundle_of,
+    fault_of,
+    in_processes,
+    in_turn,
+    name_of,
+    on_ray,
+)
 from covid_monai.cli.shell import EXIT_CODES, OK, SOME_FAILED, add_command, complain
 
 if TYPE_CHECKING:
@@ -112,29 +123,30 @@ def add_model_options(command: argparse.ArgumentParser) -> None:
 def _analyse(options: argparse.Namespace) -> int:
     _check(options)
     from covid_monai.analysis import NOTICE
-    from covid_monai.reports import UNFINISHED, CohortTable
 
     failures: list[str] = []
     with bundle_of(options) as bundle, _inputs(options) as inputs:
         options = argparse.Namespace(**{**vars(options), "bundle": bundle, "model": None})  # one, also for all workers
+        cohort = _cohort(options) if len(inputs) > 1 else None
+        rows = dict(cohort.rows) if cohort is not None else {}
+        jobs = [Job(number, path, options, rows) for number, path in enumerate(inputs, start=1)]
+        elsewhere = options.ray or (options.workers > 1 and len(jobs) > 1)
+        reading = None if elsewhere else begin_reading(jobs[0])
         analyser = Analyser(options)
         print(f"model: {analyser.model}")
         if options.resume:
-            for unfinished in (*options.output.glob(UNFINISHED), *options.output.glob(f"*/{UNFINISHED}")):
-                shutil.rmtree(unfinished, ignore_errors=True)
-        cohort = CohortTable(options.output / "cohort.csv") if len(inputs) > 1 else None
-        rows = dict(cohort.rows) if cohort is not None else {}
-        jobs = [Job(number, path, options, rows) for number, path in enumerate(inputs, start=1)]
+            _remove_unfinished(options.output)
 
         def announce(job: Job) -> None:
             print(f"[{job.number}/{len(jobs)}] {job.shown}")
 
-        if options.ray:
+        if reading is not None:
+            outcomes = in_turn(jobs, analyser, announce, reading)
+            del reading  # with the scan
+        elif options.ray:
             outcomes = on_ray(jobs, options.ray, announce)
-        elif options.workers > 1 and len(jobs) > 1:
-            outcomes = in_processes(jobs, options.workers, announce)
         else:
-            outcomes = in_turn(jobs, analyser, announce)
+            outcomes = in_processes(jobs, options.workers, announce)
         for outcome in outcomes:
             if outcome.fault is None:
                 print(*outcome.lines, sep="\n")
@@ -152,6 +164,20 @@ def _analyse(options: argparse.Namespace) -> int:
         for failure in failures:
             print(f"  {failure}", file=sys.stderr)
     return SOME_FAILED if failures else OK
+
+
+def _cohort(options: argparse.Namespace) -> CohortTable:
+    from covid_monai.reports import CohortTable
+
+    return CohortTable(options.output / "cohort.csv")
+
+
+def _remove_unfinished(output: Path) -> None:
+    """Take away what processes that were killed left half-written."""
+    from covid_monai.reports import UNFINISHED
+
+    for unfinished in (*output.glob(UNFINISHED), *output.glob(f"*/{UNFINISHED}")):
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _add_row(cohort: CohortTable, outcome: Outcome) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -34,6 +35,7 @@ __all__ = [
     "Analyser",
     "Job",
     "Outcome",
+    "begin_reading",
     "bundle_of",
     "fault_of",
     "in_processes",
@@ -154,17 +156,29 @@ class Outcome:
 Announce = Callable[[Job], Any]
 
 
-def in_turn(jobs: Sequence[Job], analyser: Analyser, announce: Announce) -> Iterator[Outcome]:
+def begin_reading(job: Job) -> Future[CTScan]:
+    """Read a scan while the model is loaded, and then import what writes its results while it is analysed."""
+    thread = ThreadPoolExecutor(max_workers=1)
+    scan = thread.submit(_read, job)
+    thread.submit(importlib.import_module, "covid_monai.reports")
+    thread.shutdown(wait=False)
+    return scan
+
+
+def in_turn(jobs: Sequence[Job], analyser: Analyser, announce: Announce, first: Future[CTScan]) -> Iterator[Outcome]:
     """Analyse inputs one after the other, in this process.
 
     Args:
         jobs: the inputs.
         analyser: made of their options.
         announce: called before each.
+        first: what :func:`begin_reading` gave for the first of them.
     """
+    reading = [first]
+    del first
     for job in jobs:
         announce(job)
-        yield _outcome(job, analyser)
+        yield _outcome(job, analyser, reading.pop() if reading else None)
 
 
 def in_processes(jobs: Sequence[Job], workers: int, announce: Announce) -> Iterator[Outcome]:
@@ -305,22 +319,30 @@ def _end_with_parent() -> None:
             time.sleep(2)
 
 
-def _outcome(job: Job, analyser: Analyser) -> Outcome:
+def _outcome(job: Job, analyser: Analyser, reading: Future[CTScan] | None = None) -> Outcome:
     """Analyse one input; whatever happens, the others must not suffer."""
     try:
-        return _analysed(job, analyser)
+        return _analysed(job, analyser, _read(job) if reading is None else reading.result())
     except Exception as error:
         return Outcome(job, fault=fault_of(error, job.options), kind=type(error).__name__)
 
 
-def _analysed(job: Job, analyser: Analyser) -> Outcome:
+def _read(job: Job) -> CTScan:
+    from covid_monai.ct import read_ct
+
+    return read_ct(job.path, _series(job))
+
+
+def _series(job: Job) -> str | None:
+    """Which series to read; of what was fetched from a server there is one."""
+    return None if job.options.dicomweb else job.options.series
+
+
+def _analysed(job: Job, analyser: Analyser, scan: CTScan) -> Outcome:
     from covid_monai.analysis import scan_id
-    from covid_monai.ct import read_ct, read_sources
-    from covid_monai.reports import figures_of, write_results
+    from covid_monai.ct import read_sources
 
     options = job.options
-    series = None if options.dicomweb else options.series
-    scan = read_ct(job.path, series)
     title = name_of(job.path) if options.keep_names else None
     if options.resume:
         identity = scan_id(scan)
@@ -328,8 +350,11 @@ def _analysed(job: Job, analyser: Analyser) -> Outcome:
         row = job.rows.get(folder.name)
         if row is not None and analyser.made(folder, identity, row):
             return Outcome(job, folder, ("  results of an earlier run, left as they are",))
-    sources = read_sources(job.path, series) if options.dicom or options.send else None
+    sources = read_sources(job.path, _series(job)) if options.dicom or options.send else None
     analysis = analyser(scan, _lungs(options, scan))
+
+    from covid_monai.reports import figures_of, write_results  # which the thread that read may have imported by now
+
     folder = options.output / (title or analysis.scan_id) if len(options.input) > 1 else options.output
     files = write_results(analysis, scan, folder, overwrite=options.overwrite, sources=sources, title=title)
     written = f"  written: {', '.join(str(file) for file in files.values())}"

@@ -125,7 +125,7 @@ def write_mask(mask: np.ndarray, scan: CTScan, path: str | Path, labels: Mapping
         raise ValueError(f"The mask has shape {mask.shape}, the scan {scan.shape}: give it on the scan's own grid.")
     if mask.dtype.kind not in "bui":
         raise ValueError(f"The mask holds {mask.dtype} values: give integers 0..255.")
-    if mask.min() < 0 or mask.max() > 255:
+    if mask.dtype != np.uint8 and (mask.min() < 0 or mask.max() > 255):
         raise ValueError(f"The mask holds values from {mask.min()} to {mask.max()}: give integers 0..255.")
     suffix = next((suffix for suffix in reversed(SUFFIXES) if path.name.lower().endswith(suffix)), None)
     if suffix is None:
@@ -133,8 +133,8 @@ def write_mask(mask: np.ndarray, scan: CTScan, path: str | Path, labels: Mapping
     mask = mask.astype(np.uint8, copy=False)
     if labels is not None:
         planes = np.moveaxis(mask, np.argmax(np.abs(mask.strides)), 0)  # each lies together in memory
-        counts = sum(np.bincount(plane.ravel(order="K"), minlength=256) for plane in planes)
-        unnamed = sorted({int(value) for value in np.flatnonzero(counts)} - {0, *labels})
+        named = np.isin(np.arange(256), [0, *labels])
+        unnamed = sorted({int(value) for plane in planes for value in plane[~named[plane]]})
         if unnamed:
             raise ValueError(
                 f"The mask holds the values {unnamed}, which labels does not name: name them or drop them."

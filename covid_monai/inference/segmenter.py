@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources import files
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from threadpoolctl import threadpool_limits
 
 from covid_monai.ct import CTScan
 from covid_monai.inference.fast import FastNetwork
@@ -26,6 +28,9 @@ __all__ = ["BundleError", "LesionLevels", "LesionSegmenter", "ModelFacts", "defa
 NETWORKS = "covid_monai.networks"
 CLASSES = {1: ("lesion",), 3: ("ground glass", "consolidation")}
 """Names of the mask's codes from 1 on, by how many logits the network gives."""
+
+MOST_AT_ONCE = 4
+"""Batches of which each needs memory for its activations."""
 
 
 class BundleError(ValueError):
@@ -65,7 +70,10 @@ class LesionLevels:
     def codes(self, threshold: float) -> np.ndarray:
         """Lesion mask (Z, H, W) uint8 at one of the thresholds, see :attr:`LesionSegmenter.classes`."""
         first = 2 * (self.thresholds.index(threshold) + 1)
-        return (self.values >= first) * (1 + (self.values & 1))
+        codes = np.zeros_like(self.values)
+        for plane, values in zip(codes, self.values, strict=True):
+            plane[:] = (values >= first) * (1 + (values & 1))
+        return codes
 
 
 class LesionSegmenter:
@@ -185,6 +193,7 @@ class LesionSegmenter:
         mirrored: bool = False,
         progress: Callable[[int], Any] | None = None,
         slices: slice = slice(None),
+        every: int = 1,
     ) -> LesionLevels:
         """Lesions of upright slices at several thresholds, by one pass of the network.
 
@@ -196,6 +205,7 @@ class LesionSegmenter:
             mirrored: show the network each slice with left and right exchanged; the mask is put back.
             progress: called with the number of slices done since the last call, those that are left out included.
             slices: the range of slices to look at; there is no lesion in others.
+            every: look at the middle one of so many neighbouring slices, which stands for them.
         """
         ascending = tuple(sorted(set(thresholds)))
         limits = torch.tensor(ascending, device=self.device).logit()
@@ -208,9 +218,13 @@ class LesionSegmenter:
         def mirror(batch: torch.Tensor) -> torch.Tensor:
             return self._fast(batch.flip(-1)).flip(-1)
 
-        return LesionLevels(ascending, self._decide(hu, decide, mirror if mirrored else self._fast, progress, slices))
+        network = mirror if mirrored else self._fast
+        return LesionLevels(ascending, self._decide(hu, decide, network, progress, slices, every))
 
-    @torch.inference_mode()
+    def prepare(self) -> None:
+        """Make ready for the first scan; else its first slices wait for that."""
+        _ = self._fast
+
     def _decide(
         self,
         hu: np.ndarray,
@@ -218,21 +232,42 @@ class LesionSegmenter:
         network: Callable[[torch.Tensor], torch.Tensor],
         progress: Callable[[int], Any] | None,
         slices: slice = slice(None),
+        every: int = 1,
     ) -> np.ndarray:
         """Uint8 (Z, H, W) that ``decide`` gives for the logits (N, K, h, w) inside the body box, 0 around it."""
         first, end, _ = slices.indices(len(hu))
+        groups = [slice(start, min(start + every, end)) for start in range(first, end, every)]
         box = self.inferer.box(self._windowed(hu[:: -(-len(hu) // BOX_SLICES)])[:, 0])  # the slices body_box looks at
         decided = np.zeros(hu.shape, dtype=np.uint8)
         body = decided[:, slice(*box[0]), slice(*box[1])]
         if progress is not None and (left_out := len(hu) - (end - first)):
             progress(left_out)
-        for start, stop in ((first + start, first + stop) for start, stop in self.inferer.batches(end - first)):
-            windowed = self._windowed(hu[start:stop]).to(self.device, non_blocking=True)
-            logits = self.inferer.predict_inside(windowed, box, network)
-            body[start:stop] = decide(logits)[:, 0].cpu().numpy()
-            if progress is not None:
-                progress(stop - start)
+
+        @torch.inference_mode()
+        def work(batch: tuple[int, int]) -> int:
+            standing = groups[slice(*batch)]
+            seen = [(group.start + group.stop - 1) // 2 for group in standing]
+            windowed = self._windowed(hu[seen]).to(self.device, non_blocking=True)
+            found = decide(self.inferer.predict_inside(windowed, box, network))[:, 0].cpu().numpy()
+            for group, plane in zip(standing, found, strict=True):
+                body[group] = plane
+            return standing[-1].stop - standing[0].start
+
+        with self._workers() as workers:
+            for done in workers.map(work, self.inferer.batches(len(groups))):
+                if progress is not None:
+                    progress(done)
         return decided
+
+    def _workers(self) -> ThreadPoolExecutor:
+        """Threads that take a batch each.
+
+        On a CPU several batches at once, each on its own share of the cores, take less time than one after the other
+        on all of them, for much of the work of a layer is not shared out.
+        """
+        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
+        count = min(threads, MOST_AT_ONCE)
+        return ThreadPoolExecutor(count, initializer=_limit_threads, initargs=(threads // count,))
 
     @torch.inference_mode()
     def _classes(self) -> tuple[str, ...]:
@@ -259,6 +294,12 @@ class LesionSegmenter:
 def default_bundle() -> Path:
     """Folder of the bundle that is used when none is given: the cascade, which is shipped with its weights."""
     return Path(str(files("covid_monai.bundles") / "lung_ct_ggo_consolidation_segmentation"))
+
+
+def _limit_threads(threads: int) -> None:
+    """Compute with so many threads in this thread, and in no other."""
+    torch.get_num_threads()  # sets this thread's number, which would else be set by its first operation
+    threadpool_limits(threads, user_api="openmp")
 
 
 def upright_hu(scan: CTScan) -> np.ndarray:

@@ -74,12 +74,13 @@ def write_results(
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=UNFINISHED.removesuffix("*")) as name:
             unfinished = Path(name)
-            with ThreadPoolExecutor(max_workers=1) as beside:
-                masks = beside.submit(_write_masks, analysis, scan, unfinished)  # compressing them takes long
-                save_overview(analysis, unfinished / "overview.png")
+            with ThreadPoolExecutor() as beside:  # compression lets others run
+                masks = beside.submit(_write_masks, analysis, scan, unfinished)
+                overview = beside.submit(save_overview, analysis, unfinished / "overview.png")
                 save_html(analysis, unfinished / "report.html", title)
                 save_pdf(analysis, unfinished / "report.pdf", title)
                 masks.result()
+                overview.result()
             (unfinished / "analysis.json").write_text(json.dumps(analysis.to_dict(), indent=2) + "\n", encoding="utf-8")
             names = [*FILES[:-1], *(_write_dicom(analysis, sources, unfinished) if sources else ()), FILES[-1]]
             (folder / "analysis.json").unlink(missing_ok=True)

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 
 import numpy as np
 from scipy import ndimage
 
-__all__ = ["air_spaces", "boxes", "closed", "disc", "in_slices"]
+from covid_monai.severity.in_plane import boxes, dilated, eroded, in_slices
+
+__all__ = ["air_spaces"]
 
 AIR_BELOW_HU = -400.0
 """Lung and gas are darker, also where ground glass thickens the lung; soft tissue and dense consolidation are not."""
@@ -113,54 +113,47 @@ def _gas(smooth: np.ndarray, air: np.ndarray, ceiling: float, spacing: tuple[flo
     gas = np.zeros(air.shape, dtype=bool)
     walled = np.zeros(air.shape, dtype=bool)
     wall = max(GAS_WALL_MM, *spacing[1:])
-
-    def search(at: tuple[int, np.ndarray]) -> None:
-        z, plane = at
-        for part, around, area, share in _cores(plane & (smooth[z] < ceiling), smooth[z], wall, spacing[1:]):
-            if area <= LARGEST_GAS_CM2 and share >= WALLED:
+    for z, plane in in_slices(air & (smooth < ceiling + BLURRED_HU)):
+        dark = plane & (smooth[z] < ceiling)
+        for part, around, area, share in _cores(dark, LARGEST_GAS_CM2, smooth[z], wall, spacing[1:]):
+            if share >= WALLED:
                 walled[z][around] |= part
             elif area <= LARGEST_BRONCHUS_CM2 and share >= HALF_WALLED:
                 gas[z][around] |= part
-        for part, around, area, share in _cores(plane, smooth[z], wall, spacing[1:]):
-            if area <= LARGEST_BRONCHUS_CM2 and share >= WALLED:
+        for part, around, _, share in _cores(plane, LARGEST_BRONCHUS_CM2, smooth[z], wall, spacing[1:]):
+            if share >= WALLED:
                 gas[z][around] |= part
-
-    def widen(at: tuple[int, np.ndarray]) -> None:
-        z, plane = at
-        gas[z] = ndimage.distance_transform_edt(~plane, sampling=spacing[1:]) <= wall
-
-    _each(search, in_slices(air & (smooth < ceiling + BLURRED_HU)))
     spaces, count = ndimage.label(gas | walled)
     leading = np.zeros(count + 1, dtype=bool)
     leading[np.unique(spaces[walled])] = True
     leading[0] = False
     gas = leading[spaces]
-    _each(widen, in_slices(gas))
+    for z, plane in in_slices(gas):
+        gas[z] = dilated(plane, wall, spacing[1:])
     return gas
 
 
-def _each(work: Callable[[tuple[int, np.ndarray]], None], slices: Iterable[tuple[int, np.ndarray]]) -> None:
-    """Work on slices that do not depend on each other, in threads: scipy's transforms let others run.
-
-    There are as many as cores, or as `OMP_NUM_THREADS` says.
-    """
-    with ThreadPoolExecutor(max_workers=int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)) as workers:
-        list(workers.map(work, slices))
-
-
 def _cores(
-    plane: np.ndarray, smooth: np.ndarray, wall: float, spacing: tuple[float, float]
-) -> Iterator[tuple[np.ndarray, tuple[slice, ...], float, float]]:
-    """Parts of a slice that are wider than a small bronchus: mask, its place, area in cm2, walled share of its edge."""
-    core = ndimage.distance_transform_edt(np.pad(plane, 1), sampling=spacing)[1:-1, 1:-1] > GAS_CORE_MM
-    cores, _ = ndimage.label(core)
-    margin = GAS_CORE_MM + 2 * wall
-    for label, around in boxes(cores, margin, spacing):
-        away = ndimage.distance_transform_edt(cores[around] != label, sampling=spacing)
-        part = away <= GAS_CORE_MM
-        edge = (away > GAS_CORE_MM + wall) & (away <= margin)
-        area = np.count_nonzero(part) * spacing[0] * spacing[1] / 100
-        yield part, around, area, float(np.mean(smooth[around][edge] > AIR_BELOW_HU))
+    plane: np.ndarray, largest: float, smooth: np.ndarray, wall: float, spacing: tuple[float, float]
+) -> Iterator[tuple[np.ndarray, tuple[slice, slice], float, float]]:
+    """Parts of a slice that are wider than a small bronchus, of at most ``largest`` cm2, and near tissue.
+
+    Of each its mask, the place of that, its area in cm2, and the walled share of its edge.
+    """
+    cores, count = ndimage.label(eroded(plane, GAS_CORE_MM, spacing))
+    pixel = spacing[0] * spacing[1] / 100
+    sizes = np.bincount(cores.ravel(), minlength=count + 1)
+    tissue = smooth > AIR_BELOW_HU
+    inner, outer = GAS_CORE_MM + wall, GAS_CORE_MM + 2 * wall
+    fewest = HALF_WALLED / 4 * np.pi * (outer**2 - inner**2) / 100 / pixel  # a quarter of what the smallest needs
+    for label, around in boxes(cores, outer, spacing):
+        if sizes[label] * pixel > largest or np.count_nonzero(tissue[around]) < fewest:
+            continue
+        core = cores[around] == label
+        part = dilated(core, GAS_CORE_MM, spacing)
+        if (area := np.count_nonzero(part) * pixel) <= largest:
+            edge = dilated(core, outer, spacing) & ~dilated(core, inner, spacing)
+            yield part, around, area, float(np.mean(tissue[around][edge]))
 
 
 def _lung_parts(
@@ -173,10 +166,12 @@ def _lung_parts(
     sizes[0] = 0
     sizes[between < BETWEEN * sizes] = 0
     lungs = np.zeros(count + 1, dtype=bool)
+    places = ndimage.find_objects(parts)
     for label in np.argsort(sizes)[::-1]:
         if sizes[label] < max(1, SMALLEST_SHARE * sizes[lungs].max(initial=0)):
             break
-        if np.median(smooth[parts == label]) > ceiling:
+        place = places[label - 1]
+        if np.median(smooth[place][parts[place] == label]) > ceiling:
             lungs[label] = True
         else:
             sizes[label] = 0
@@ -201,43 +196,3 @@ def _between_walls(smooth: np.ndarray, spacing: tuple[float, float, float]) -> n
     before = np.logical_or.accumulate(body, axis=1) | cut[:, None]
     behind = np.logical_or.accumulate(body[:, ::-1], axis=1)[:, ::-1]
     return before & behind
-
-
-def closed(plane: np.ndarray, radius: float, spacing: tuple[float, float]) -> np.ndarray:
-    """Closing of a slice by a disc; what lies beyond the frame counts as empty.
-
-    Args:
-        plane: (H, W) bool.
-        radius: in mm.
-        spacing: (dy, dx) in mm.
-    """
-    pad = [int(np.ceil(radius / length)) + 1 for length in spacing]
-    padded = np.pad(plane, [(width, width) for width in pad])
-    outer = ndimage.distance_transform_edt(~padded, sampling=spacing) <= radius
-    inner = ndimage.distance_transform_edt(np.pad(outer, 1), sampling=spacing)[1:-1, 1:-1] > radius
-    return (inner | padded)[pad[0] : -pad[0], pad[1] : -pad[1]]
-
-
-def disc(radius: float, spacing: tuple[float, float]) -> np.ndarray:
-    """A disc of ``radius`` mm as a structuring element for pixels of (dy, dx) mm."""
-    reach = [int(radius / length) for length in spacing]
-    y, x = np.ogrid[-reach[0] : reach[0] + 1, -reach[1] : reach[1] + 1]
-    return (y * spacing[0]) ** 2 + (x * spacing[1]) ** 2 <= radius**2
-
-
-def in_slices(mask: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Number and slice of the slices in which something is set."""
-    for z in np.flatnonzero(mask.any(axis=(1, 2))):
-        yield int(z), mask[z]
-
-
-def boxes(parts: np.ndarray, margin: float, spacing: tuple[float, float]) -> Iterator[tuple[int, tuple[slice, ...]]]:
-    """Label and bounding box, ``margin`` mm wider, of every part of a labelled slice."""
-    for label, found in enumerate(ndimage.find_objects(parts), start=1):
-        yield (
-            label,
-            tuple(
-                slice(max(0, side.start - int(margin / length) - 1), side.stop + int(margin / length) + 1)
-                for side, length in zip(found, spacing, strict=True)
-            ),
-        )

@@ -85,21 +85,32 @@ def interpolate_codes(codes: np.ndarray, steps: Steps, shape: tuple[int, ...]) -
         (Z, H, W) uint8.
     """
     fine = np.zeros(shape, dtype=np.uint8)
-    places = [_neighbours(*lengths) for lengths in zip(codes.shape, steps, shape, strict=True)]
-    for z, (below, above, part) in enumerate(zip(*places[0], strict=True)):
-        for code in (1, 2):
-            if not ((codes[below] == code).any() or (codes[above] == code).any()):
-                continue
-            plane = (1 - part) * (codes[below] == code) + part * (codes[above] == code)
-            low, high, along = places[1]
-            plane = plane[low] * (1 - along)[:, None] + plane[high] * along[:, None]
-            low, high, along = places[2]
-            plane = plane[:, low] * (1 - along) + plane[:, high] * along
-            fine[z][plane > 0.5] = code
+    slices, rows, columns = (_neighbours(*lengths) for lengths in zip(codes.shape, steps, shape, strict=True))
+    for code in (1, 2):
+        place = codes == code
+        across, (low, high, weight) = _where(place.any(axis=(0, 2)), rows)
+        along, (left, right, share) = _where(place.any(axis=(0, 1)), columns)
+        for z, (below, above, part) in enumerate(zip(*slices, strict=True)):
+            if place[below].any() or place[above].any():
+                plane = (1 - part) * place[below] + part * place[above]
+                plane = plane[low] * (1 - weight)[:, None] + plane[high] * weight[:, None]
+                plane = plane[:, left] * (1 - share) + plane[:, right] * share
+                fine[z, across, along][plane > 0.5] = code
     return fine
 
 
-def _neighbours(blocks: int, step: int, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+Neighbours = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _where(there: np.ndarray, neighbours: Neighbours) -> tuple[slice, Neighbours]:
+    """The range of voxels with a neighbour among the blocks that are ``there``, and what `_neighbours` has for them."""
+    before, after, _ = neighbours
+    near = np.flatnonzero(there[before] | there[after])
+    span = slice(int(near[0]), int(near[-1]) + 1) if near.size else slice(0, 0)
+    return span, (before[span], after[span], neighbours[2][span])
+
+
+def _neighbours(blocks: int, step: int, length: int) -> Neighbours:
     """For each of ``length`` voxels the blocks whose middles lie before and after it, and the latter's weight."""
     place = np.clip((np.arange(length) - (step - 1) / 2) / step, 0, blocks - 1)
     before = place.astype(int)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from covid_monai.severity.anatomy import LEFT_LUNG, RIGHT_LUNG
+from covid_monai.severity.in_plane import box_around
 
 __all__ = ["Cut", "Place", "Plane", "Sectors", "divide"]
 
@@ -147,16 +148,17 @@ def divide(labels: np.ndarray, places: Mapping[int, Place], spacing: tuple[float
             positive.
     """
     _check(labels, places, spacing)
-    cutters = {code: cutter for code, place in places.items() if (cutter := _cutter(labels == code, place, spacing))}
     divided = np.zeros(labels.shape, dtype=np.uint8)
+    box = (slice(None), *box_around(labels.any(axis=0), 0, (1, 1)))
+    labels, inside = labels[box], divided[box]
+    cutters = {code: cutter for code, place in places.items() if (cutter := _cutter(labels == code, place, spacing))}
     for z, plane in enumerate(labels):
-        rows = np.flatnonzero(plane.any(axis=1))
-        if not len(rows):
-            continue
+        rows, columns = np.nonzero(plane)
+        codes = plane[rows, columns]
         for code, cutter in cutters.items():
-            row, column = np.nonzero(plane[rows[0] : rows[-1] + 1] == code)
-            row += rows[0]
-            divided[z, row, column] = cutter(np.stack([np.full(row.shape, z), row, column]))
+            here = codes == code
+            row, column = rows[here], columns[here]
+            inside[z, row, column] = cutter(np.stack([np.full(row.shape, z), row, column]))
     return divided
 
 

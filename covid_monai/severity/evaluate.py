@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 __all__ = ["ICTCF_OUTCOMES", "AtCutOff", "Evaluation", "Proportion", "RocPoint", "evaluate", "read_scores"]
 
@@ -261,6 +260,8 @@ def _auc(above: np.ndarray, below: np.ndarray, confidence: float) -> tuple[float
     error = math.sqrt(wins.var(ddof=1) / len(above) + losses.var(ddof=1) / len(below))
     if not error:
         return auc, None, None
+    from scipy import stats  # takes a third of a second, which others need not wait for
+
     reach = float(stats.norm.ppf((1 + confidence) / 2)) * error
     return auc, max(0.0, auc - reach), min(1.0, auc + reach)
 
@@ -272,6 +273,8 @@ def _at(cut_off: float, above: np.ndarray, below: np.ndarray, confidence: float)
 
 
 def _proportion(hits: int, cases: int, confidence: float) -> Proportion:
+    from scipy import stats
+
     interval = stats.binomtest(hits, cases).proportion_ci(confidence, method="wilson")
     return Proportion(hits / cases, float(interval.low), float(interval.high), hits, cases)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from covid_monai.severity.air_spaces import boxes, closed, disc, in_slices
+from covid_monai.severity.in_plane import box_around, boxes, closed, dilated, in_slices
 
 __all__ = ["fill_sides", "islands_in_lesions", "with_lesions"]
 
@@ -124,36 +124,30 @@ def with_lesions(
 
 def _grow(codes: np.ndarray, lesions: np.ndarray, free: np.ndarray, spacing: tuple[float, float, float]) -> None:
     """Grow ``codes`` in place: a little into ``lesions``, then step by step into what is ``free``."""
-    near, element = disc(NEAR_MM, spacing[1:]), disc(STEP_MM, spacing[1:])
-    _spread(codes, lesions, near)
+    _spread(codes, lesions, NEAR_MM, spacing[1:])
+    flat = codes.reshape(-1)  # a view
+    layer = codes[0].size
+    reachable = np.flatnonzero(free & (codes == 0))
     hops = 0
     for step in range(1, round(REACH_MM / STEP_MM) + 1):
-        _spread(codes, free, element)
+        _spread(codes, free, STEP_MM, spacing[1:])
         while hops < min(step * STEP_MM, REACH_ALONG_MM) // spacing[0]:
             hops += 1
-            before = codes.copy()
-            for there, here in ((slice(None, -1), slice(1, None)), (slice(1, None), slice(None, -1))):
-                new = free[here] & (codes[here] == 0)
-                codes[here][new] = before[there][new]
-    _spread(codes, lesions, near)
+            reachable = reachable[flat[reachable] == 0]
+            below, above = reachable - layer, reachable + layer
+            from_below = np.where(below >= 0, flat[below], 0)
+            from_above = np.where(above < flat.size, flat[above % flat.size], 0)
+            flat[reachable] = np.where(from_below > 0, from_below, from_above)
+    _spread(codes, lesions, NEAR_MM, spacing[1:])
 
 
-def _spread(codes: np.ndarray, free: np.ndarray, element: np.ndarray) -> None:
-    """Grow each lung by ``element`` into what is free, in place, slice by slice."""
+def _spread(codes: np.ndarray, free: np.ndarray, radius: float, spacing: tuple[float, float]) -> None:
+    """Grow each lung by ``radius`` mm into what is free, in place, slice by slice."""
     for z, plane in in_slices(free & (codes == 0)):
-        around = _around(plane, element.shape)
+        around = box_around(plane, radius, spacing)
         there = codes[z][around]
         for code in np.unique(there[there > 0]):
-            there[ndimage.binary_dilation(there == code, element) & plane[around] & (there == 0)] = code
-
-
-def _around(plane: np.ndarray, margin: tuple[int, ...]) -> tuple[slice, ...]:
-    """Bounding box of what is set, wider by ``margin`` pixels."""
-    box = []
-    for axis in (0, 1):
-        where = np.flatnonzero(plane.any(axis=1 - axis))
-        box.append(slice(max(0, where[0] - margin[axis]), where[-1] + margin[axis] + 1))
-    return tuple(box)
+            there[dilated(there == code, radius, spacing) & plane[around] & (there == 0)] = code
 
 
 def _ribs(hu: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:

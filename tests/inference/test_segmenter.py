@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,24 @@ def test_slices_that_are_left_out_have_no_lesion_and_the_others_what_they_had(ph
     assert not part[:3].any()
     assert not part[9:].any()
     assert sum(done) == len(hu)
+
+
+def test_a_slice_stands_for_its_neighbours(phantom_folder: Path):
+    hu = upright_hu(read_ct(phantom_folder / "image.nii.gz"))  # 16 slices
+    segmenter = LesionSegmenter(Band(-700.0, -100.0), UprightSliceInferer(batch_size=2), device="cpu")
+    whole = segmenter.levels(hu, (0.5,)).values
+    done: list[int] = []
+    part = segmenter.levels(hu, (0.5,), progress=done.append, slices=slice(2, 13), every=3).values
+    assert np.array_equal(part[2:13], whole[[3, 3, 3, 6, 6, 6, 9, 9, 9, 11, 11]])
+    assert not part[[0, 1, 13, 14, 15]].any()
+    assert done == [5, 6, 5]
+
+
+def test_the_threads_of_torch_are_left_as_they_are(phantom_folder: Path):
+    threads = torch.get_num_threads()
+    LesionSegmenter(Band(-700, -100), device="cpu")(read_ct(phantom_folder / "image.nii.gz"))
+    with ThreadPoolExecutor() as another:
+        assert (torch.get_num_threads(), another.submit(torch.get_num_threads).result()) == (threads, threads)
 
 
 def test_the_mask_does_not_depend_on_the_batch(phantom_folder: Path):

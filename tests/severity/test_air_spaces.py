@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from covid_monai.severity.air_spaces import air_spaces, closed, disc
+from covid_monai.severity.air_spaces import air_spaces
 from tests.severity.chest import AIR, GAS, LUNG, TISSUE, chest, ellipsoid
 
 FINE, COARSE = (6.0, 1.5, 1.5), (6.0, 3.0, 3.0)
@@ -82,22 +82,3 @@ def test_a_bright_streak_in_the_air_is_no_body():
     air, _, _ = air_spaces(hu, FINE)
     assert np.array_equal(air, lungs > 0)
     assert (hu[:, :3] == AIR).all()
-
-
-def test_closing_by_hand():
-    plane = np.zeros((7, 9), dtype=bool)
-    plane[2:5, [1, 3, 7]] = True
-    expected = plane.copy()
-    expected[3, 2] = True  # its four neighbours lie within 1 mm of what is set; those of (2, 2) do not
-    assert np.array_equal(closed(plane, 1.0, (1.0, 1.0)), expected)
-    assert np.array_equal(closed(plane, 0.9, (1.0, 1.0)), plane)
-
-
-def test_closing_does_not_reach_the_frame():
-    plane = np.zeros((5, 5), dtype=bool)
-    plane[2, 1] = True
-    assert np.array_equal(closed(plane, 3.0, (1.0, 1.0)), plane)
-
-
-def test_discs():
-    assert disc(2.0, (2.0, 1.0)).astype(int).tolist() == [[0, 0, 1, 0, 0], [1, 1, 1, 1, 1], [0, 0, 1, 0, 0]]
