@@ -143,15 +143,15 @@ def analyse(
         prepared.result()
         searched = time.perf_counter()
         levels = [segmenter.levels(hu, thresholds, False, progress, search.slices)]
-        lesions = levels[0].codes(threshold)
         segmented = time.perf_counter()
         if ranges:  # the network sees mirrored slices while the lungs are completed
             every = max(1, int(MIRRORED_MM / spacing[0])) if scan.spacing_known else 1
             mirrored = beside.submit(segmenter.levels, hu, thresholds, True, progress, search.slices, every)
-        found = search.finish(lesions)
-        lesions[found.mask == 0] = 0
+        found = search.finish(levels[0].codes(threshold))
+        del search  # what it holds, and so on: a long scan would need twice the memory
         lobes = approximate_lobes(found.mask, spacing) if found.lobes is None else found.lobes
         regions = divide_regions(lobes, spacing)
+        del lobes
         lungs_done = time.perf_counter()
         if ranges:
             levels.append(mirrored.result())
@@ -168,6 +168,10 @@ def analyse(
     ]
     figures = variants[levels[0].thresholds.index(threshold)]
     ranged = spread(variants, levels[0].thresholds, mirrored=True) if ranges else None
+    lesions = levels[0].codes(threshold)
+    del levels
+    for plane, lung in zip(lesions, found.mask, strict=True):
+        plane[lung == 0] = 0
     finding = find_opacities(figures, ranged, peripheral_share(lesions, found.mask, spacing))
     finished = time.perf_counter()
     record = {
@@ -206,7 +210,7 @@ def analyse(
         spread=ranged,
         finding=finding,
         slice_shares=slice_shares(lesions, found.mask),
-        lesion_slices=int(np.any(lesions, axis=(1, 2)).sum()),
+        lesion_slices=sum(bool(plane.any()) for plane in lesions),
         warnings=warnings,
         record=record,
         hu=hu,
