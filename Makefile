@@ -54,8 +54,8 @@ lint: install  ## format, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy covid_monai transforms
 
-bench: install  ## speed and memory, as tables in bench.md, about a quarter of an hour
-	for each in machine runtimes analyse training_step; do \
+bench: install  ## speed and memory, as tables in bench.md, about half an hour
+	for each in machine runtimes analyse training_step processes; do \
 	    echo "## $$each" && echo && $(BIN)/python benchmarks/$$each.py && echo || exit 1; \
 	done > bench.md
 	cat bench.md

@@ -131,6 +131,18 @@ def test_a_failing_training_is_closed_as_failed(make_bundle: Callable[[str], Bun
     assert failed.data.tags["error"] == "ZeroDivisionError"
 
 
+@pytest.mark.parametrize(("accumulation_steps", "optimiser_steps"), [(1, 6), (2, 4)])
+def test_gradients_of_several_batches_make_a_step(
+    make_bundle: Callable[[str], Bundle], accumulation_steps: int, optimiser_steps: int
+):
+    own = make_bundle(SINGLE)
+    own.perform("training", **{**TINY, "samples_per_epoch": 12}, accumulation_steps=accumulation_steps)
+    steps = {float(state["step"]) for state in own.checkpoint()["state"]["optimizer"]["state"].values()}
+    assert steps == {optimiser_steps}  # of two epochs of three batches, the last of which stands alone
+    (run,) = own.runs()
+    assert run.data.params["accumulation_steps"] == str(accumulation_steps)
+
+
 def test_two_processes_train_as_one(own_bundle: Bundle):
     line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "monai.bundle"]
     line += own_bundle.words("training", "multi_gpu_train", **TINY)

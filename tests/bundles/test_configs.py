@@ -22,7 +22,7 @@ KEYS = {
     **dict.fromkeys(("dataset_dir", "ckpt_dir", "output_dir", "seed", "batch_size"), (*TRAININGS, "evaluating")),
     **dict.fromkeys(("tracking_uri", "experiment", "run_name", "tracked#tags#study"), (*TRAININGS, "evaluating")),
     **dict.fromkeys(("max_epochs", "samples_per_epoch", "learning_rate", "val_interval", "resume"), TRAININGS),
-    **dict.fromkeys(("patience", "label_fraction", "augmentation"), ("training", "finetuning")),
+    **dict.fromkeys(("patience", "label_fraction", "augmentation", "accumulation_steps"), ("training", "finetuning")),
     **dict.fromkeys(("cutout_fraction", "cutout_prob"), ("training", "finetuning")),
     "pretrain_dir": ("pretraining", "finetuning"),
     "pretrained": ("finetuning",),
@@ -73,7 +73,7 @@ def test_properties(bundle: Bundle, stage: str, tmp_path: Path):
 
 def test_inference_config_and_training_config_describe_one_network(bundle: Bundle):
     training, inference = (bundle.workflow(stage).parser for stage in ("training", "inferring"))
-    for key in ("size", "batch_size", "device"):
+    for key in ("size", "device"):
         assert training[key] == inference[key], key
     network, used = (parser.get_parsed_content("network") for parser in (training, inference))
     assert type(network) is type(used)
