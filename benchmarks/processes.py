@@ -43,7 +43,7 @@ def main() -> None:
     print("| processes of one thread | slices a second | as fast as one |")
     print("|---|---|---|")
     for count, rate in best.items():
-        print(f"| {count} | {rate:.1f} | {rate / best[1]:.2f} × |", flush=True)
+        print(f"| {count} | {rate:.1f} | {rate / best[1]:.2f} |", flush=True)
 
 
 def _slices_a_second(folder: Path, processes: int, number: int) -> float:
