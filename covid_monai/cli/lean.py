@@ -7,8 +7,11 @@ import sys
 
 __all__ = ["import_lean_monai"]
 
-HIDDEN = ("ignite", "matplotlib", "mlflow", "pandas", "scipy.signal", "skimage", "sklearn", "tifffile")
-"""Packages that MONAI imports in advance where they are installed, for what prediction has no use for."""
+HIDDEN = (
+    *("bs4", "ignite", "itk", "matplotlib", "mlflow", "pandas"),
+    *("pydot", "scipy.signal", "skimage", "sklearn", "tifffile"),
+)
+"""Packages that MONAI, and torch, import in advance where they are installed, for what prediction has no use for."""
 
 
 def import_lean_monai() -> None:
