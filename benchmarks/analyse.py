@@ -4,9 +4,9 @@
     python benchmarks/analyse.py [--slices 100 300 800] [--rounds 2] [--encoder res2net50 --size 352 352]
 
 Both run in cold processes of their own, in turn; the fastest round of each counts. "Network" is its forward pass over
-as many slices twice, as `analyse` shows it each slice and its mirror image. The scan is a phantom of 512 x 512 pixels;
-a longer one shows each slice several times, thinner. The model is the shipped one, or Inf-Net with another encoder and
-random weights.
+as many slices, and over as many of them once more as `analyse` mirrors, by the same threads. The scan is a phantom of
+512 x 512 pixels; a longer one shows each slice several times, thinner. The model is the shipped one, or Inf-Net with
+another encoder and random weights.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import nibabel as nib
 import numpy as np
 import yaml
 
+from covid_monai.analysis import MIRRORED_MM
 from covid_monai.inference import default_bundle
 
 SLICES = 100
@@ -46,9 +47,8 @@ batch = torch.rand(segmenter.inferer.batch_size, 1, *segmenter.inferer.size)
 network = FastNetwork(segmenter.network, batch[:1])
 network(batch)
 start = time.perf_counter()
-for _ in range(2):
-    for first, stop in segmenter.inferer.batches(slices):
-        network(batch[: stop - first])
+with segmenter.workers() as workers:
+    list(workers.map(lambda at: network(batch[: at[1] - at[0]]), segmenter.inferer.batches(slices)))
 print(json.dumps({"seconds": time.perf_counter() - start}))
 """
 
@@ -81,11 +81,12 @@ def main() -> None:
         print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
         for slices in options.slices:
             scan = _lengthened(folder, slices)
+            seen = slices + -(-slices // max(1, int(MIRRORED_MM / nib.load(scan).header.get_zooms()[2])))
             whole, bare = [], []
             for _ in range(options.rounds):
                 words = ("analyse", scan, "--output", folder / "out", "--bundle", bundle, "--overwrite")
                 whole.append(json.loads(_run("-c", ANALYSE, *words)))
-                bare.append(json.loads(_run("-c", FORWARD, bundle, slices))["seconds"])
+                bare.append(json.loads(_run("-c", FORWARD, bundle, seen))["seconds"])
             seconds, peak = (min(each[key] for each in whole) for key in ("seconds", "peak_mib"))
             within = json.loads((folder / "out" / "analysis.json").read_text())["seconds"]
             size = 512 * 512 * slices * 4 / 2**20

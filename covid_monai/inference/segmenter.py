@@ -253,14 +253,14 @@ class LesionSegmenter:
                 body[group] = plane
             return standing[-1].stop - standing[0].start
 
-        with self._workers() as workers:
+        with self.workers() as workers:
             for done in workers.map(work, self.inferer.batches(len(groups))):
                 if progress is not None:
                     progress(done)
         return decided
 
-    def _workers(self) -> ThreadPoolExecutor:
-        """Threads that take a batch each.
+    def workers(self) -> ThreadPoolExecutor:
+        """Threads that take a batch each, to be closed by the caller.
 
         On a CPU several batches at once, each on its own share of the cores, take less time than one after the other
         on all of them, for much of the work of a layer is not shared out.
