@@ -47,8 +47,9 @@ batch = torch.rand(segmenter.inferer.batch_size, 1, *segmenter.inferer.size)
 network = FastNetwork(segmenter.network, batch[:1])
 network(batch)
 start = time.perf_counter()
-with segmenter.workers() as workers:
-    list(workers.map(lambda at: network(batch[: at[1] - at[0]]), segmenter.inferer.batches(slices)))
+batches = list(segmenter.inferer.batches(slices))
+with segmenter.workers(len(batches)) as workers:
+    list(workers.map(lambda at: network(batch[: at[1] - at[0]]), batches))
 print(json.dumps({"seconds": time.perf_counter() - start}))
 """
 

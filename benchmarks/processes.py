@@ -66,7 +66,7 @@ def _slices_a_second(folder: Path, processes: int, number: int) -> float:
         cwd=bundle,
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         check=True,
-        capture_output=True,
+        stdout=subprocess.DEVNULL,
     )
     client = MlflowClient(f"sqlite:///{bundle / 'mlflow.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name(BUNDLE.name).experiment_id])

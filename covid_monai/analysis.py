@@ -48,7 +48,7 @@ __all__ = ["NOTICE", "SCHEMA", "Analysis", "analyse", "method_of", "scan_id"]
 SCHEMA = "covid_monai/analysis/3"
 NOTICE = "Research use only, not a medical device."
 MIRRORED_MM = 2.5
-"""Slices are mirrored no closer than this for the ranges; thinner ones look alike, so that one stands for several."""
+"""Of thin slices, which look alike, one in this length is mirrored for the ranges and stands for the others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +129,7 @@ def analyse(
         segmenter: makes the lesion mask.
         lungs: finds the lungs; by threshold when not given.
         floor: below which a place counts as free of lesion.
-        ranges: make the figures again at other thresholds and on mirrored slices, which takes the network twice.
+        ranges: make the figures again at other thresholds and on mirrored slices, for which it sees slices twice.
         progress: called with the number of slices that the network has done since the last call.
     """
     start = time.perf_counter()

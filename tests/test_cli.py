@@ -345,7 +345,7 @@ def test_an_interruption_is_130_and_leaves_nothing_of_the_scan(
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(results, "save_overview", interrupt)
+    monkeypatch.setattr(results, "save_html", interrupt)
     result = analyse(other_scan)
     assert (result.code, result.faults) == (130, ["covid-monai: interrupted"])
     assert not names(tmp_path / "results")

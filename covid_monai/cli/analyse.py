@@ -117,7 +117,7 @@ def add_model_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--floor-percent", type=float, metavar="PERCENT", help="a place of whose lung less is lesion "
                          "counts as free of it")  # fmt: skip
     command.add_argument("--no-ranges", action="store_true", help="do not make the figures again on mirrored slices "
-                         "and at other thresholds: the network runs once instead of twice")  # fmt: skip
+                         "and at other thresholds: the network sees each slice once")  # fmt: skip
 
 
 def _analyse(options: argparse.Namespace) -> int:
@@ -132,7 +132,12 @@ def _analyse(options: argparse.Namespace) -> int:
         jobs = [Job(number, path, options, rows) for number, path in enumerate(inputs, start=1)]
         elsewhere = options.ray or (options.workers > 1 and len(jobs) > 1)
         reading = None if elsewhere else begin_reading(jobs[0])
-        analyser = Analyser(options)
+        try:
+            analyser = Analyser(options)
+        except Exception:
+            if reading is not None:
+                reading.exception()  # done with its files, and with the warnings of this process
+            raise
         print(f"model: {analyser.model}")
         if options.resume:
             _remove_unfinished(options.output)

@@ -17,8 +17,8 @@ HIDDEN = (
 def import_lean_monai() -> None:
     """Import MONAI as if :data:`HIDDEN` were not installed, in less than half the time.
 
-    They can be imported afterwards, but MONAI's own engines, handlers and plots cannot be used in this process any
-    more. Nothing is done where MONAI is imported already.
+    They can be imported afterwards, but MONAI's own engines, handlers, plots and ITK reader cannot be used in this
+    process any more. Nothing is done where MONAI is imported already.
     """
     if "monai" in sys.modules:
         return

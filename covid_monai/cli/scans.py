@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -158,10 +158,16 @@ Announce = Callable[[Job], Any]
 
 def begin_reading(job: Job) -> Future[CTScan]:
     """Read a scan while the model is loaded, and then import what writes its results while it is analysed."""
-    thread = ThreadPoolExecutor(max_workers=1)
-    scan = thread.submit(_read, job)
-    thread.submit(importlib.import_module, "covid_monai.reports")
-    thread.shutdown(wait=False)
+    scan: Future[CTScan] = Future()
+
+    def work() -> None:
+        try:
+            scan.set_result(_read(job))
+        except BaseException as error:
+            scan.set_exception(error)
+        importlib.import_module("covid_monai.reports")
+
+    threading.Thread(target=work, daemon=True).start()  # an interrupted process does not wait for it
     return scan
 
 
@@ -303,7 +309,6 @@ def _prepare_worker(threads: int) -> None:
     """Limit a process to its share of the cores, and let it tidy up when its parent ends it."""
     import torch
 
-    os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and sees to it
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(INTERRUPTED))

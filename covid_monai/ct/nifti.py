@@ -134,7 +134,7 @@ def write_mask(mask: np.ndarray, scan: CTScan, path: str | Path, labels: Mapping
     if labels is not None:
         planes = np.moveaxis(mask, np.argmax(np.abs(mask.strides)), 0)  # each lies together in memory
         named = np.isin(np.arange(256), [0, *labels])
-        unnamed = sorted({int(value) for plane in planes for value in plane[~named[plane]]})
+        unnamed = sorted({int(value) for plane in planes for value in np.unique(plane[~named[plane]])})
         if unnamed:
             raise ValueError(
                 f"The mask holds the values {unnamed}, which labels does not name: name them or drop them."

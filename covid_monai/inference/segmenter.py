@@ -197,7 +197,7 @@ class LesionSegmenter:
     ) -> LesionLevels:
         """Lesions of upright slices at several thresholds, by one pass of the network.
 
-        At the threshold of the segmenter, not mirrored, they are those of :meth:`segment`.
+        At the threshold of the segmenter, not mirrored and of every slice, they are those of :meth:`segment`.
 
         Args:
             hu: (Z, H, W) in HU.
@@ -215,10 +215,12 @@ class LesionSegmenter:
             reached = sum((odds >= limit).byte() for limit in limits)
             return 2 * reached + dense.byte()
 
-        def mirror(batch: torch.Tensor) -> torch.Tensor:
-            return self._fast(batch.flip(-1)).flip(-1)
+        fast = self._fast
 
-        network = mirror if mirrored else self._fast
+        def mirror(batch: torch.Tensor) -> torch.Tensor:
+            return fast(batch.flip(-1)).flip(-1)
+
+        network = mirror if mirrored else fast
         return LesionLevels(ascending, self._decide(hu, decide, network, progress, slices, every))
 
     def prepare(self) -> None:
@@ -253,21 +255,25 @@ class LesionSegmenter:
                 body[group] = plane
             return standing[-1].stop - standing[0].start
 
-        with self.workers() as workers:
-            for done in workers.map(work, self.inferer.batches(len(groups))):
+        batches = list(self.inferer.batches(len(groups)))
+        with self.workers(len(batches)) as workers:
+            for done in workers.map(work, batches):
                 if progress is not None:
                     progress(done)
         return decided
 
-    def workers(self) -> ThreadPoolExecutor:
-        """Threads that take a batch each, to be closed by the caller.
+    def workers(self, batches: int) -> ThreadPoolExecutor:
+        """Threads that take one of so many batches each, to be closed by the caller.
 
         On a CPU several batches at once, each on its own share of the cores, take less time than one after the other
         on all of them, for much of the work of a layer is not shared out.
         """
-        threads = torch.get_num_threads() if self.device.type == "cpu" else 1
-        count = min(threads, MOST_AT_ONCE)
-        return ThreadPoolExecutor(count, initializer=_limit_threads, initargs=(threads // count,))
+        if self.device.type != "cpu":
+            return ThreadPoolExecutor(max_workers=1)
+        threads = torch.get_num_threads()
+        count = max(1, min(threads, MOST_AT_ONCE, batches))
+        shares = [threads // count + (number < threads % count) for number in range(count)]
+        return ThreadPoolExecutor(count, initializer=lambda: _limit_threads(shares.pop()))
 
     @torch.inference_mode()
     def _classes(self) -> tuple[str, ...]:
@@ -297,7 +303,7 @@ def default_bundle() -> Path:
 
 
 def _limit_threads(threads: int) -> None:
-    """Compute with so many threads in this thread, and in no other."""
+    """Let convolutions of this thread compute with so many threads, and those of no other."""
     torch.get_num_threads()  # sets this thread's number, which would else be set by its first operation
     threadpool_limits(threads, user_api="openmp")
 
@@ -319,6 +325,8 @@ def _device(device: torch.device | str | None) -> torch.device:
         raise ValueError(f"unknown device {device!r}: give cpu, cuda or cuda:N.") from error
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"there is no device {found} here: torch finds {torch.cuda.device_count()} CUDA devices.")
+    if found.type == "cuda" and found.index is None:
+        return torch.device("cuda", torch.cuda.current_device())  # which other threads would take for another one
     return found
 
 

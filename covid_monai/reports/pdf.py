@@ -41,8 +41,6 @@ from covid_monai.reports.slice_plot import draw_slice_plot
 
 __all__ = ["save_pdf"]
 
-rl_config.useA85 = 0  # pictures as they are, not as text, which takes longer than all the rest and a quarter more bytes
-
 FONTS = ("DejaVuSans", "DejaVuSans-Bold")
 """Fonts that come with matplotlib: they hold Greek and Cyrillic too, which PDF's own do not."""
 MARGIN, PADDING = 12 * mm, 6
@@ -81,7 +79,11 @@ def save_pdf(analysis: Analysis, path: str | os.PathLike, title: str | None = No
         invariant=1,
     )
     footer = _Footer(report)
-    document.build(list(_story(report, analysis)), footer, footer, canvasmaker=_NumberedCanvas)
+    kept, rl_config.useA85 = rl_config.useA85, 0  # pictures as they are; as text they take twice the time
+    try:
+        document.build(list(_story(report, analysis)), footer, footer, canvasmaker=_NumberedCanvas)
+    finally:
+        rl_config.useA85 = kept
     replace_file(path, buffer.getvalue())
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from covid_monai.severity.anatomy import LEFT_LUNG, RIGHT_LUNG
-from covid_monai.severity.in_plane import box_around
+from covid_monai.severity.in_plane import bounding_box
 
 __all__ = ["Cut", "Place", "Plane", "Sectors", "divide"]
 
@@ -149,7 +149,7 @@ def divide(labels: np.ndarray, places: Mapping[int, Place], spacing: tuple[float
     """
     _check(labels, places, spacing)
     divided = np.zeros(labels.shape, dtype=np.uint8)
-    box = (slice(None), *box_around(np.asarray(labels.any(axis=0)), 0, (1, 1)))
+    box = (slice(None), *bounding_box(np.asarray(labels.any(axis=0)), 0, (1, 1)))
     labels, inside = labels[box], divided[box]
     cutters = {code: cutter for code, place in places.items() if (cutter := _cutter(labels == code, place, spacing))}
     for z, plane in enumerate(labels):

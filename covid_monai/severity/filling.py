@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from covid_monai.severity.in_plane import box_around, boxes, closed, dilated, in_slices
+from covid_monai.severity.in_plane import bounding_box, boxes, closed, dilated, in_slices
 
 __all__ = ["fill_sides", "islands_in_lesions", "with_lesions"]
 
@@ -144,7 +144,7 @@ def _grow(codes: np.ndarray, lesions: np.ndarray, free: np.ndarray, spacing: tup
 def _spread(codes: np.ndarray, free: np.ndarray, radius: float, spacing: tuple[float, float]) -> None:
     """Grow each lung by ``radius`` mm into what is free, in place, slice by slice."""
     for z, plane in in_slices(free & (codes == 0)):
-        around = box_around(plane, radius, spacing)
+        around = bounding_box(plane, radius, spacing)
         there = codes[z][around]
         for code in np.unique(there[there > 0]):
             there[dilated(there == code, radius, spacing) & plane[around] & (there == 0)] = code

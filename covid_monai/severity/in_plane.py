@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import ndimage
 
-__all__ = ["box_around", "boxes", "closed", "dilated", "eroded", "in_slices"]
+__all__ = ["bounding_box", "boxes", "closed", "dilated", "eroded", "in_slices"]
 
 Pair = tuple[float, float]
 
@@ -57,7 +57,7 @@ def in_slices(mask: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         yield int(z), mask[z]
 
 
-def box_around(plane: np.ndarray, margin: float, spacing: Pair) -> tuple[slice, slice]:
+def bounding_box(plane: np.ndarray, margin: float, spacing: Pair) -> tuple[slice, slice]:
     """Bounding box, ``margin`` mm wider, of what is set in a plane (H, W) bool; of size 0 where nothing is."""
     rows, columns = (np.flatnonzero(plane.any(axis=axis)) for axis in (1, 0))
     if not rows.size:

@@ -13,7 +13,7 @@ from covid_monai.severity.air_spaces import air_spaces
 from covid_monai.severity.anatomy import LOBES, SIDES
 from covid_monai.severity.blocks import any_in_blocks, block_means, block_steps, interpolate_codes, repeat_blocks
 from covid_monai.severity.filling import CLOSING_MM, REACH_ALONG_MM, fill_sides, islands_in_lesions, with_lesions
-from covid_monai.severity.in_plane import box_around
+from covid_monai.severity.in_plane import bounding_box
 from covid_monai.severity.lobes import lobes_from_codes
 from covid_monai.severity.lung_checks import (
     SHIFTED_UP,
@@ -142,13 +142,13 @@ class ThresholdLungs(LungFinder):
                 return Lungs(mask, "threshold", warnings=(*check_lungs(mask, hu, lesions), *_why_none(blocks, grid)))
             found = any_in_blocks(lesions, steps)
             right = right_half(blocks, found, grid)
-            box = (slice(None), *box_around((air | islands | found).any(axis=0), 2 * CLOSING_MM, grid[1:]))
+            box = (slice(None), *bounding_box((air | islands | found).any(axis=0), 2 * CLOSING_MM, grid[1:]))
             spaces = air[box] | islands_in_lesions(islands[box], found[box])
-            closed = fill_sides(split_sides(spaces, right[box]), grid)
-            united = with_lesions(closed, found[box], islands[box], right[box], blocks[box], grid)
-            warnings = added_by_lesions(closed, united)
+            sides = fill_sides(split_sides(spaces, right[box]), grid)
+            united = with_lesions(sides, found[box], islands[box], right[box], blocks[box], grid)
+            warnings = added_by_lesions(sides, united)
             codes = np.zeros(blocks.shape, dtype=np.uint8)
-            codes[box] = fill_sides(united, grid, slices=(united != closed).any(axis=(1, 2)))
+            codes[box] = fill_sides(united, grid, slices=(united != sides).any(axis=(1, 2)))
             codes[gas] = 0
             mask = interpolate_codes(codes, steps, hu.shape)
             _take_lesions(mask, lesions, codes, steps)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the bundles' training configs name beyond MONAI's own engines and handlers."""
 
-from covid_monai.training.averaging import MeasureNorm
+from covid_monai.training.averaging import MeasureNorm, optimiser_steps
 from covid_monai.training.batches import PreparePriorBatch, prepare_edge_batch, prepare_image_batch
 from covid_monai.training.checkpoints import Checkpoints, SeedEpochs
 from covid_monai.training.choices import choose
@@ -47,6 +47,7 @@ __all__ = [
     "choose",
     "classes_are_guessed",
     "mark_guessed_classes",
+    "optimiser_steps",
     "prepare_edge_batch",
     "prepare_image_batch",
     "take_fraction",

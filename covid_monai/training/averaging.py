@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Statistics of batch normalisation for averaged weights."""
+"""Averaged weights: when they are taken, and the statistics of batch normalisation that belong to them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,28 @@ from collections import deque
 from typing import Any
 
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import CallableEventWithFilter, Engine, Events
 from monai.inferers import Inferer, SimpleInferer
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["MeasureNorm"]
+__all__ = ["MeasureNorm", "optimiser_steps"]
+
+
+def optimiser_steps(accumulation_steps: int) -> CallableEventWithFilter:
+    """The event of an optimiser step of MONAI's ``SupervisedTrainer``, after which a moving average takes its weights.
+
+    The trainer counts batches from the beginning of each epoch, and steps after the last one too.
+
+    Args:
+        accumulation_steps: of the trainer: batches whose gradients make one step.
+    """
+
+    def stepped(engine: Engine, iteration: int) -> bool:
+        length = engine.state.epoch_length or iteration
+        return iteration % length == 0 or (iteration % length) % accumulation_steps == 0
+
+    return Events.ITERATION_COMPLETED(event_filter=stepped)
 
 
 class MeasureNorm:

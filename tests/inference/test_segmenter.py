@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -206,11 +207,27 @@ def test_a_slice_stands_for_its_neighbours(phantom_folder: Path):
     assert done == [5, 6, 5]
 
 
-def test_the_threads_of_torch_are_left_as_they_are(phantom_folder: Path):
-    threads = torch.get_num_threads()
-    LesionSegmenter(Band(-700, -100), device="cpu")(read_ct(phantom_folder / "image.nii.gz"))
-    with ThreadPoolExecutor() as another:
-        assert (torch.get_num_threads(), another.submit(torch.get_num_threads).result()) == (threads, threads)
+@pytest.mark.parametrize(
+    ("threads", "batches", "shares"),
+    [(1, 9, [1]), (3, 9, [1, 1, 1]), (6, 9, [1, 1, 2, 2]), (6, 2, [3, 3]), (6, 0, [6])],
+)
+def test_cores_are_shared_out_among_batches(threads: int, batches: int, shares: list[int]):
+    before = torch.get_num_threads()
+    segmenter = LesionSegmenter(Band(-700, -100), device="cpu")
+    together = Barrier(len(shares))
+
+    def own(_: int) -> int:
+        together.wait(30)
+        return torch.get_num_threads()
+
+    torch.set_num_threads(threads)
+    try:
+        with segmenter.workers(batches) as workers:
+            assert sorted(workers.map(own, shares)) == shares
+        with ThreadPoolExecutor() as another:
+            assert (torch.get_num_threads(), another.submit(torch.get_num_threads).result()) == (threads, threads)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_mask_does_not_depend_on_the_batch(phantom_folder: Path):

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from scipy.ndimage import distance_transform_edt
 
-from covid_monai.severity.in_plane import box_around, closed, dilated, eroded
+from covid_monai.severity.in_plane import bounding_box, closed, dilated, eroded
 
 planes = arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=12))
 lengths = st.sampled_from([0.5, 0.7, 1.0, 1.4, 3.0])
@@ -52,7 +52,7 @@ def test_closing_twice_is_closing(plane: np.ndarray, radius: float, spacing: tup
 def test_a_box_has_its_margin_within_the_plane():
     plane = np.zeros((9, 9), dtype=bool)
     plane[1, 4:6] = True
-    rows, columns = box_around(plane, 3.0, (1.0, 2.0))
+    rows, columns = bounding_box(plane, 3.0, (1.0, 2.0))
     assert (rows.start, columns.start, columns.stop) == (0, 2, 8)  # one pixel more than the margin
     assert plane[rows, columns].shape == (6, 6)
-    assert plane[box_around(np.zeros_like(plane), 3.0, (1.0, 1.0))].size == 0
+    assert plane[bounding_box(np.zeros_like(plane), 3.0, (1.0, 1.0))].size == 0

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
+from typing import Any
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from monai.engines import SupervisedTrainer
 from torch import nn
 
-from covid_monai.training import MeasureNorm
+from covid_monai.training import MeasureNorm, optimiser_steps
 
 BATCHES = [torch.full((2, 1, 1, 1), 1.0), torch.tensor([2.0, 6.0]).reshape(2, 1, 1, 1)]
 
@@ -65,3 +69,28 @@ def test_networks_around_the_average_keep_theirs():
 def test_numbers_below_1_are_refused(wrong: dict):
     with pytest.raises(ValueError, match="give 1 or more"):
         MeasureNorm(average(), **wrong)
+
+
+@given(st.integers(1, 7), st.integers(1, 5), st.integers(1, 3))
+@settings(max_examples=25, deadline=None)
+def test_a_step_is_told_when_the_trainer_makes_one(batches: int, accumulation_steps: int, epochs: int):
+    network = nn.Linear(1, 1)
+    made: list[int] = []
+    told: list[int] = []
+
+    class Counted(torch.optim.SGD):
+        def step(self, *args: Any, **kwargs: Any) -> None:
+            made.append(trainer.state.iteration)
+
+    trainer = SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=epochs,
+        train_data_loader=[{"image": torch.ones(1, 1), "label": torch.ones(1, 1)}] * batches,
+        network=network,
+        optimizer=Counted(network.parameters(), lr=0.1),
+        loss_function=nn.MSELoss(),
+        accumulation_steps=accumulation_steps,
+    )
+    trainer.add_event_handler(optimiser_steps(accumulation_steps), lambda: told.append(trainer.state.iteration))
+    trainer.run()
+    assert told == made
