@@ -6,20 +6,18 @@ from __future__ import annotations
 import math
 import os
 
-import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from skimage.segmentation import find_boundaries
 
 from covid_monai.analysis import NOTICE, Analysis
-from covid_monai.reports.pictures import LESION_COLOURS, LUNG_COLOUR, LUNG_WINDOW
+from covid_monai.reports.pictures import LESION_COLOURS, outlined
 from covid_monai.reports.planes import areas, box_around, slices_that_matter
 from covid_monai.reports.summary import summarise
 
 __all__ = ["save_overview"]
 
-MOST, COLUMNS, PANEL_INCHES = 12, 4, 3.45
+MOST, COLUMNS, PANEL_INCHES, PANEL_PIXELS = 12, 4, 3.45, 345
+FILL = 0.3  # how much of its colour a lesion gets, which is small here
 MARGIN = 12  # pixels around the lungs of the whole scan
 
 
@@ -42,13 +40,9 @@ def save_overview(analysis: Analysis, path: str | os.PathLike) -> None:
     for number, z in enumerate(chosen, start=1):
         axes = figure.add_subplot(rows, columns, number)
         axes.set_axis_off()
-        axes.imshow(analysis.hu[z][box], cmap="gray", vmin=LUNG_WINDOW.black, vmax=LUNG_WINDOW.white)
-        outline = find_boundaries(analysis.lungs[z][box] != 0, mode="inner")
-        axes.imshow(_only(outline), cmap=_one(LUNG_COLOUR), alpha=0.6, interpolation="nearest")
-        for code, name in enumerate(analysis.classes, start=1):
-            part, colour = analysis.lesions[z][box] == code, _one(LESION_COLOURS[name][1])
-            axes.imshow(_only(part), cmap=colour, alpha=0.3, interpolation="nearest")
-            axes.imshow(_only(find_boundaries(part, mode="outer")), cmap=colour, interpolation="nearest")
+        hu, lesion, lung = (volume[z][box] for volume in (analysis.hu, analysis.lesions, analysis.lungs))
+        size = round(PANEL_PIXELS * height / width), PANEL_PIXELS
+        axes.imshow(outlined(hu, lesion, lung, analysis.classes, *size, FILL), interpolation="nearest")
         axes.set_title(f"slice {z + 1} of {len(analysis.hu)}", color="white", fontsize=9, pad=3)
     inches = figure.get_figheight()
     scores, share, volumes, _ = summarise(analysis)
@@ -60,13 +54,3 @@ def save_overview(analysis: Analysis, path: str | os.PathLike) -> None:
     edges = {"left": 0.005, "right": 0.995, "top": 1 - 0.95 / inches, "bottom": 0.35 / inches}
     figure.subplots_adjust(**edges, wspace=0.02, hspace=0.09)
     figure.savefig(path, dpi=100, facecolor="black", format="png")
-
-
-def _one(colour: tuple[int, int, int]) -> ListedColormap:
-    """A colour map that has this colour alone."""
-    return ListedColormap([tuple(value / 255 for value in colour)])
-
-
-def _only(mask: np.ndarray) -> np.ma.MaskedArray:
-    """The mask with everything outside it transparent."""
-    return np.ma.masked_where(~mask, np.ones(mask.shape, dtype=np.uint8))

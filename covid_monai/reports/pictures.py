@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,6 +26,7 @@ __all__ = [
     "Pictures",
     "Window",
     "draw_pictures",
+    "outlined",
     "viewer_frames",
 ]
 
@@ -200,18 +201,31 @@ def _picture(
     if isinstance(plane[0], slice):
         hu, lesions, lungs = hu[::-1], lesions[::-1], lungs[::-1]
     height, width = picture_size(slice(0, hu.shape[0]), slice(0, hu.shape[1]), *spacing, LONGEST)
-    picture = np.repeat(np.asarray(grey(hu, LUNG_WINDOW, height, width))[..., None], 3, axis=-1)
-    lesions, lungs = (nearest(mask, height, width) for mask in (lesions, lungs))
-    tint(picture, edge(lungs != 0), LUNG_COLOUR, 0.6)
-    for code, name in enumerate(analysis.classes, start=1):
-        _, colour = LESION_COLOURS[name]
-        tint(picture, lesions == code, colour, FILL)
-        tint(picture, edge(lesions == code), colour, 0.9)
-    image = Image.fromarray(picture)
+    image = Image.fromarray(outlined(hu, lesions, lungs, analysis.classes, height, width))
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(16)
     for letter, x, anchor in zip(letters, (5, width - 5), ("lm", "rm"), strict=True):
         draw.text((x, height / 2), letter, "white", font, anchor, stroke_width=2, stroke_fill="black")
     return Picture(jpeg(image, quality=82), width, height, caption)
+
+
+def outlined(
+    hu: np.ndarray,
+    lesions: np.ndarray,
+    lungs: np.ndarray,
+    classes: Sequence[str],
+    height: int,
+    width: int,
+    fill: float = FILL,
+) -> np.ndarray:
+    """A plane (H, W) through the lung window with lesions and lungs outlined, (height, width, 3) uint8."""
+    picture = np.repeat(np.asarray(grey(hu, LUNG_WINDOW, height, width))[..., None], 3, axis=-1)
+    lesions, lungs = (nearest(mask, height, width) for mask in (lesions, lungs))
+    tint(picture, edge(lungs != 0), LUNG_COLOUR, 0.6)
+    for code, name in enumerate(classes, start=1):
+        _, colour = LESION_COLOURS[name]
+        tint(picture, lesions == code, colour, fill)
+        tint(picture, edge(lesions == code), colour, 0.9)
+    return picture
 
 
 def picture_size(rows: slice, columns: slice, row_mm: float, column_mm: float, longest: int) -> tuple[int, int]:
