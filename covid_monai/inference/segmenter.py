@@ -278,9 +278,10 @@ class LesionSegmenter:
     @torch.inference_mode()
     def _classes(self) -> tuple[str, ...]:
         """Names of the codes by what the network gives for a slice."""
-        found = self.network(self._example())
+        example = self._example()
+        found = self.network(example)
         shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
-        names = [names for count, names in CLASSES.items() if shape == (1, count, *self.inferer.size)]
+        names = [names for count, names in CLASSES.items() if shape == (1, count, *example.shape[2:])]
         if not names:
             raise ValueError(
                 f"the network gives {shape} for a slice, expected one logit or three class logits (1, 3, H, W)."
@@ -288,8 +289,9 @@ class LesionSegmenter:
         return names[0]
 
     def _example(self) -> torch.Tensor:
-        """A slice of noise, as the network sees slices."""
-        noise = torch.rand(1, 1, *self.inferer.size, generator=torch.Generator().manual_seed(0))
+        """A small slice of noise."""
+        height, width = (min(length, 64) for length in self.inferer.size)
+        noise = torch.rand(1, 1, height, width, generator=torch.Generator().manual_seed(0))
         return noise.to(self.device)
 
     def _windowed(self, hu: np.ndarray) -> torch.Tensor:
