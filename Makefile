@@ -54,7 +54,7 @@ lint: install  ## format, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy covid_monai transforms
 
-bench: install  ## speed and memory, as tables in bench.md, about half an hour
+bench: install  ## speed and memory, as tables in bench.md
 	for each in machine runtimes analyse training_step processes; do \
 	    echo "## $$each" && echo && $(BIN)/python benchmarks/$$each.py && echo || exit 1; \
 	done > bench.md

@@ -23,7 +23,7 @@ import nibabel as nib
 import numpy as np
 import yaml
 
-from covid_monai.analysis import MIRRORED_MM
+from covid_monai.analysis import mirrored_every
 from covid_monai.inference import default_bundle
 
 SLICES = 100
@@ -47,9 +47,9 @@ batch = torch.rand(segmenter.inferer.batch_size, 1, *segmenter.inferer.size)
 network = FastNetwork(segmenter.network, batch[:1])
 network(batch)
 start = time.perf_counter()
-batches = list(segmenter.inferer.batches(slices))
-with segmenter.workers(len(batches)) as workers:
-    list(workers.map(lambda at: network(batch[: at[1] - at[0]]), batches))
+parts = segmenter.parts(slices)
+with segmenter.workers(len(parts[0])) as workers:
+    list(workers.map(lambda at: network(batch[: at[1] - at[0]]), sum(parts, [])))
 print(json.dumps({"seconds": time.perf_counter() - start}))
 """
 
@@ -82,7 +82,7 @@ def main() -> None:
         print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
         for slices in options.slices:
             scan = _lengthened(folder, slices)
-            seen = slices + -(-slices // max(1, int(MIRRORED_MM / nib.load(scan).header.get_zooms()[2])))
+            seen = slices + -(-slices // mirrored_every(nib.load(scan).header.get_zooms()[2]))
             whole, bare = [], []
             for _ in range(options.rounds):
                 words = ("analyse", scan, "--output", folder / "out", "--bundle", bundle, "--overwrite")

@@ -145,10 +145,10 @@ def analyse(
         levels = [segmenter.levels(hu, thresholds, False, progress, search.slices)]
         segmented = time.perf_counter()
         if ranges:  # the network sees mirrored slices while the lungs are completed
-            every = max(1, int(MIRRORED_MM / spacing[0])) if scan.spacing_known else 1
+            every = mirrored_every(spacing[0]) if scan.spacing_known else 1
             mirrored = beside.submit(segmenter.levels, hu, thresholds, True, progress, search.slices, every)
         found = search.finish(levels[0].codes(threshold))
-        del search  # what it holds, and so on: a long scan would need twice the memory
+        del search  # it holds the scan's blocks, which the rest has no use for
         lobes = approximate_lobes(found.mask, spacing) if found.lobes is None else found.lobes
         regions = divide_regions(lobes, spacing)
         del lobes
@@ -210,7 +210,7 @@ def analyse(
         spread=ranged,
         finding=finding,
         slice_shares=slice_shares(lesions, found.mask),
-        lesion_slices=sum(bool(plane.any()) for plane in lesions),
+        lesion_slices=int(np.any(lesions, axis=(1, 2)).sum()),
         warnings=warnings,
         record=record,
         hu=hu,
@@ -220,6 +220,11 @@ def analyse(
         regions=regions,
         classes=segmenter.classes,
     )
+
+
+def mirrored_every(distance: float) -> int:
+    """Of how many neighbouring slices, so many mm apart, one is mirrored, see :data:`MIRRORED_MM`."""
+    return max(1, int(MIRRORED_MM / distance))
 
 
 def method_of(segmenter: LesionSegmenter) -> dict[str, Any]:

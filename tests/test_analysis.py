@@ -183,7 +183,7 @@ def test_progress_counts_the_slices():
 
 
 @pytest.mark.parametrize(("spacing_known", "seen"), [(True, 12 + 3), (False, 12 + 12)])
-def test_thin_slices_are_mirrored_no_closer_than_they_differ(spacing_known: bool, seen: int):
+def test_of_thin_slices_one_in_a_length_is_mirrored(spacing_known: bool, seen: int):
     slices: list[int] = []
 
     class Counted(Band):

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources import files
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ CLASSES = {1: ("lesion",), 3: ("ground glass", "consolidation")}
 """Names of the mask's codes from 1 on, by how many logits the network gives."""
 
 MOST_AT_ONCE = 4
-"""Batches of which each needs memory for its activations."""
+"""Parts of a batch: with one slice each the network would be slower by more than its share of the cores gains."""
 
 
 class BundleError(ValueError):
@@ -246,8 +247,8 @@ class LesionSegmenter:
             progress(left_out)
 
         @torch.inference_mode()
-        def work(batch: tuple[int, int]) -> int:
-            standing = groups[slice(*batch)]
+        def work(part: tuple[int, int]) -> int:
+            standing = groups[slice(*part)]
             seen = [(group.start + group.stop - 1) // 2 for group in standing]
             windowed = self._windowed(hu[seen]).to(self.device, non_blocking=True)
             found = decide(self.inferer.predict_inside(windowed, box, network))[:, 0].cpu().numpy()
@@ -255,23 +256,36 @@ class LesionSegmenter:
                 body[group] = plane
             return standing[-1].stop - standing[0].start
 
-        batches = list(self.inferer.batches(len(groups)))
-        with self.workers(len(batches)) as workers:
-            for done in workers.map(work, batches):
+        batches = self.parts(len(groups))
+        with self.workers(max(map(len, batches), default=1)) as workers:
+            done = workers.map(work, chain.from_iterable(batches))
+            for batch in batches:
+                slices_done = sum(islice(done, len(batch)))
                 if progress is not None:
-                    progress(done)
+                    progress(slices_done)
         return decided
 
-    def workers(self, batches: int) -> ThreadPoolExecutor:
-        """Threads that take one of so many batches each, to be closed by the caller.
+    def parts(self, slices: int) -> list[list[tuple[int, int]]]:
+        """The batches of so many slices, each in parts for :meth:`workers`, which are ``(start, stop)``.
 
-        On a CPU several batches at once, each on its own share of the cores, take less time than one after the other
-        on all of them, for much of the work of a layer is not shared out.
+        On a CPU the parts of a batch, each on its own share of the cores, take less time than the whole of it on all of
+        them, for much of the work of a layer is not shared out.
         """
+        most = min(torch.get_num_threads(), MOST_AT_ONCE) if self.device.type == "cpu" else 1
+        return [
+            [
+                (int(part[0]), int(part[-1]) + 1)
+                for part in np.array_split(np.arange(start, stop), min(most, stop - start))
+            ]
+            for start, stop in self.inferer.batches(slices)
+        ]
+
+    def workers(self, parts: int) -> ThreadPoolExecutor:
+        """Threads that take one of so many parts of a batch each, to be closed by the caller."""
         if self.device.type != "cpu":
             return ThreadPoolExecutor(max_workers=1)
         threads = torch.get_num_threads()
-        count = max(1, min(threads, MOST_AT_ONCE, batches))
+        count = max(1, min(threads, MOST_AT_ONCE, parts))
         shares = [threads // count + (number < threads % count) for number in range(count)]
         return ThreadPoolExecutor(count, initializer=lambda: _limit_threads(shares.pop()))
 

@@ -37,18 +37,21 @@ def dilated(plane: np.ndarray, radius: float, spacing: Pair) -> np.ndarray:
 
 def eroded(plane: np.ndarray, radius: float, spacing: Pair) -> np.ndarray:
     """What lies further than ``radius`` mm from all that is not set, which goes on beyond the frame; as `dilated`."""
-    pad = [(int(radius / length) + 1,) * 2 for length in spacing]
-    (top, _), (left, _) = pad
-    beyond = dilated(np.pad(~plane, pad, constant_values=True), radius, spacing)
-    return ~beyond[top : top + plane.shape[0], left : left + plane.shape[1]]
+    pad, inside = _framed(plane, radius, spacing)
+    return ~dilated(np.pad(~plane, pad, constant_values=True), radius, spacing)[inside]
 
 
 def closed(plane: np.ndarray, radius: float, spacing: Pair) -> np.ndarray:
     """Closing by a disc; what lies beyond the frame counts as empty. As `dilated`."""
-    pad = [(int(radius / length) + 1,) * 2 for length in spacing]
-    (top, _), (left, _) = pad
-    whole = eroded(dilated(np.pad(plane, pad), radius, spacing), radius, spacing)
-    return whole[top : top + plane.shape[0], left : left + plane.shape[1]]
+    pad, inside = _framed(plane, radius, spacing)
+    return eroded(dilated(np.pad(plane, pad), radius, spacing), radius, spacing)[inside]
+
+
+def _framed(plane: np.ndarray, radius: float, spacing: Pair) -> tuple[list[tuple[int, int]], tuple[slice, slice]]:
+    """Padding wider than ``radius`` for `numpy.pad`, and where the plane then lies."""
+    rows, columns = (_pixels(radius, length) for length in spacing)
+    inside = slice(rows, rows + plane.shape[0]), slice(columns, columns + plane.shape[1])
+    return [(rows, rows), (columns, columns)], inside
 
 
 def in_slices(mask: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -79,5 +82,10 @@ def boxes(parts: np.ndarray, margin: float, spacing: Pair) -> Iterator[tuple[int
 
 def _wider(start: int, stop: int, margin: float, length: float) -> slice:
     """A side of a box with ``margin`` mm, and a pixel of ``length`` mm, on both ends."""
-    more = int(margin / length) + 1
+    more = _pixels(margin, length)
     return slice(max(0, int(start) - more), int(stop) + more)
+
+
+def _pixels(mm: float, length: float) -> int:
+    """Pixels of this length that are more than so many mm."""
+    return int(mm / length) + 1

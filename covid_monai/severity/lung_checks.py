@@ -119,7 +119,7 @@ def _density(mask: np.ndarray, hu: np.ndarray) -> Iterator[str]:
 
 def _contrast(mask: np.ndarray, hu: np.ndarray) -> Iterator[str]:
     """Looks between the lungs, in front of the spine, where the heart lies: at 20 to 55 % of the lungs' height."""
-    with_lung = np.flatnonzero([plane.any() for plane in mask])
+    with_lung = np.flatnonzero(mask.any(axis=(1, 2)))
     low, high = (int(with_lung[0] + share * (with_lung[-1] - with_lung[0])) for share in (0.2, 0.55))
     values = []
     for z in range(low, high + 1):

@@ -230,7 +230,7 @@ class GivenLungs(LungFinder):
             check_lesions(lesions, hu)
             return Lungs.checked(mask, method, hu, lesions, self.lobes)
 
-        return LungSearch(slices_around(np.array([plane.any() for plane in mask]), spacing), finish)
+        return LungSearch(slices_around(np.any(mask, axis=(1, 2)), spacing), finish)
 
 
 def _split(mask: np.ndarray, hu: np.ndarray, spacing: Spacing) -> np.ndarray:

@@ -73,7 +73,7 @@ def test_properties(bundle: Bundle, stage: str, tmp_path: Path):
 
 def test_inference_config_and_training_config_describe_one_network(bundle: Bundle):
     training, inference = (bundle.workflow(stage).parser for stage in ("training", "inferring"))
-    for key in ("size", "device"):
+    for key in ("size", "batch_size", "device"):
         assert training[key] == inference[key], key
     network, used = (parser.get_parsed_content("network") for parser in (training, inference))
     assert type(network) is type(used)
