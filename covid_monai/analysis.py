@@ -64,7 +64,7 @@ class Analysis:
         lesion_slices: slices with lesion.
         warnings: what a reader of the numbers must know.
         record: scan, method, software and seconds, as plain values for JSON.
-        hu: (Z, H, W) upright slices in HU.
+        hu: (Z, H, W) upright slices in HU, int16 or float32.
         spacing: (dz, dy, dx) in mm, nominal where the source gives no lengths.
         lesions: (Z, H, W) uint8: 0 background, and the codes that ``classes`` names; nothing outside the lungs.
         lungs: (Z, H, W) uint8: 0 outside, 1 right lung, 2 left lung, lesions included.
@@ -164,12 +164,12 @@ def analyse(
     variants = [
         measure(counts)
         for each in levels
-        for counts in at_thresholds(count(each.values, regions, 2 * len(each.thresholds) + 2), len(each.thresholds))
+        for counts in at_thresholds(count(each.planes(), regions, 2 * len(each.thresholds) + 2), len(each.thresholds))
     ]
     figures = variants[levels[0].thresholds.index(threshold)]
     ranged = spread(variants, levels[0].thresholds, mirrored=True) if ranges else None
-    lesions = levels[0].codes(threshold)
-    del levels
+    del levels[1:]
+    lesions = levels.pop().codes(threshold)
     for plane, lung in zip(lesions, found.mask, strict=True):
         plane[lung == 0] = 0
     finding = find_opacities(figures, ranged, peripheral_share(lesions, found.mask, spacing))
@@ -242,7 +242,7 @@ def scan_id(scan: CTScan) -> str:
     """Name of a scan by its content: 16 hexadecimal digits, the same wherever it lies, nothing of the patient."""
     digest = hashlib.sha256(np.ascontiguousarray(scan.affine).tobytes())
     for plane in scan.volume[0].numpy().T:  # (Y, X), as the readers lay them down
-        digest.update(np.ascontiguousarray(plane).data)
+        digest.update(np.ascontiguousarray(plane, dtype=np.float32).data)
     return digest.hexdigest()[:16]
 
 

@@ -20,7 +20,7 @@ from pydicom import Dataset, dcmread
 from pydicom.pixels import pixel_array
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
-from covid_monai.ct.checks import TILT_TOLERANCE, ValueRange, check_depth, geometry_warnings
+from covid_monai.ct.checks import TILT_TOLERANCE, check_depth, geometry_warnings
 from covid_monai.ct.faults import (
     DuplicateSlices,
     InconsistentSlices,
@@ -35,6 +35,7 @@ from covid_monai.ct.faults import (
     UnreadableFile,
 )
 from covid_monai.ct.scan import CTScan, SourceFacts
+from covid_monai.ct.voxels import Voxels
 
 #: Distances between slices may differ from the spacing by this share of it, ...
 SPACING_RTOL = 0.01
@@ -149,19 +150,17 @@ def read_dicom(path: Path, files: Sequence[Path], series: str | int | None = Non
     stack = find_stack(path, files, series)
     first = stack.slices[0]
     rows, columns = int(first.header.Rows), int(first.header.Columns)
-    array = np.empty((len(stack.slices), rows, columns), dtype=np.float32)
-    values = ValueRange(str(path))
-    for plane, part in zip(array, stack.slices, strict=True):
-        _decode(part, plane)
-        values.take(plane, part.name)
+    voxels = Voxels(str(path), (len(stack.slices), rows, columns))
+    for number, part in enumerate(stack.slices):
+        voxels.put(number, _decode(part, (rows, columns)), part.name)
 
     doubts = list(stack.warnings)
     source = _facts(first, files=stack.files)
     if source.contrast:
         doubts.append("Contrast agent was given: enhanced vessels and tissue may be taken for lesions.")
-    units, guess = values.units()
+    units, guess = voxels.range.units()
     doubts += [*geometry_warnings(stack.affine, 2, source.slice_thickness), *guess]
-    return CTScan.from_array(array.T, stack.affine, source, units=units, warnings=doubts)
+    return CTScan.from_array(voxels.array.T, stack.affine, source, units=units, warnings=doubts)
 
 
 def find_stack(path: Path, files: Sequence[Path], series: str | int | None = None) -> Stack:
@@ -396,8 +395,9 @@ def _order(slices: Sequence[_Slice]) -> tuple[list[_Slice], float]:
     return slices, spacing
 
 
-def _decode(part: _Slice, plane: np.ndarray) -> None:
-    """Write a slice's values in HU into ``plane`` (rows, columns)."""
+def _decode(part: _Slice, shape: tuple[int, int]) -> np.ndarray:
+    """A slice's values in HU, float32 of ``shape``."""
+    plane: np.ndarray = np.empty(shape, dtype=np.float32)
     try:
         plane[:] = pixel_array(part.file, index=part.frame)
     except Exception as error:  # decoders raise what the damaged bytes lead them to
@@ -406,6 +406,7 @@ def _decode(part: _Slice, plane: np.ndarray) -> None:
         ) from error
     plane *= part.number("RescaleSlope")
     plane += part.number("RescaleIntercept")
+    return plane
 
 
 def _facts(part: _Slice, files: int) -> SourceFacts:

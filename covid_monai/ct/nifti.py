@@ -15,9 +15,10 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.nifti1 import Nifti1Extension
 
-from covid_monai.ct.checks import ValueRange, check_affine, check_depth, geometry_warnings
+from covid_monai.ct.checks import check_affine, check_depth, geometry_warnings
 from covid_monai.ct.faults import CTReadError, MissingGeometry, UnreadableFile, UnsupportedImage
 from covid_monai.ct.scan import CTScan, SourceFacts
+from covid_monai.ct.voxels import Voxels
 
 SUFFIXES = (".nii", ".nii.gz")
 
@@ -39,17 +40,16 @@ def read_nifti(path: Path) -> CTScan:
         TiltedGantry: the affine is sheared.
         ImplausibleValues: NaN, infinite, or all values within 0..1.
     """
-    values = ValueRange(path.name)
     try:
         image_class: Any = type(nib.load(path))
         with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
             image = image_class.from_stream(stream)
             shape = _check_header(image, path.name)
             rest = (0,) * (len(image.shape) - 3)
-            array = np.empty(shape, dtype=np.float32, order="F")
+            voxels = Voxels(path.name, (shape[2], shape[1], shape[0]))
             for k in range(shape[2]):
-                array[..., k] = image.dataobj[(slice(None), slice(None), k) + rest]
-                values.take(array[..., k], f"slice {k + 1}")
+                plane = np.array(image.dataobj[(slice(None), slice(None), k) + rest].T, dtype=np.float32, order="C")
+                voxels.put(k, plane, f"slice {k + 1}")
             while stream.read(1 << 20):  # to the end, where gzip keeps its checksum
                 pass
     except CTReadError:
@@ -58,13 +58,15 @@ def read_nifti(path: Path) -> CTScan:
         raise UnreadableFile(
             f"{path.name} cannot be read as NIfTI (truncated, encrypted or damaged): copy or export it again."
         ) from error
-    units, doubts = values.units()
+    units, doubts = voxels.range.units()
     warnings = [
         *_orientation_warnings(image),
         *geometry_warnings(image.affine, _slice_axis(image.affine), None),
         *doubts,
     ]
-    return CTScan.from_array(array, image.affine, SourceFacts("NIfTI", files=1), units=units, warnings=warnings)
+    return CTScan.from_array(
+        voxels.array.T, image.affine, SourceFacts("NIfTI", files=1), units=units, warnings=warnings
+    )
 
 
 def _check_header(image: nib.Nifti1Image, name: str) -> tuple[int, ...]:

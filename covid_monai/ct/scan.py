@@ -58,8 +58,9 @@ class CTScan:
     """A CT scan on its own grid.
 
     Args:
-        volume: MetaTensor (1, X, Y, Z), float32, in the unit of ``units``, with the 4x4 affine from voxel indices
-            to RAS+ patient coordinates in mm. For DICOM the axes are columns, rows, slices.
+        volume: MetaTensor (1, X, Y, Z), int16 where all values are whole and float32 else, in the unit of ``units``,
+            with the 4x4 affine from voxel indices to RAS+ patient coordinates in mm. For DICOM the axes are columns,
+            rows, slices.
         units: ``"HU"``, or ``"grey"`` for grey levels 0..255 under an unknown window.
         spacing_known: False when the source gives no lengths; ``affine`` then has nominal voxels of 1 mm.
         source: facts about the source, without patient data.
@@ -96,7 +97,7 @@ class CTScan:
         spacing_known: bool = True,
         warnings: Sequence[str] = (),
     ) -> CTScan:
-        """A scan from an array; memory is shared when ``array`` is float32.
+        """A scan from an array; memory is shared when ``array`` is int16 or float32, which all else becomes.
 
         Args:
             array: (X, Y, Z), any memory order without negative strides.
@@ -106,7 +107,8 @@ class CTScan:
             spacing_known: False when the lengths in ``affine`` are nominal.
             warnings: what a reader of the results must know.
         """
-        tensor = torch.from_numpy(np.asarray(array, dtype=np.float32))
+        array = np.asarray(array)
+        tensor = torch.from_numpy(array if array.dtype == np.int16 else array.astype(np.float32, copy=False))
         matrix = torch.as_tensor(affine, dtype=torch.float64)
         meta = {
             MetaKeys.ORIGINAL_AFFINE: matrix.numpy().copy(),
@@ -143,9 +145,9 @@ class CTScan:
         """The scan as a radiologist looks at it.
 
         Returns:
-            (Z, H, W) float32: slices from inferior to superior, rows from anterior to posterior, columns from the
-            patient's right to left, along the own axes closest to these directions. A view without a copy; its
-            strides may be negative, so copy a slice (``np.ascontiguousarray``) before torch takes it.
+            (Z, H, W), of the type of ``volume``: slices from inferior to superior, rows from anterior to posterior,
+            columns from the patient's right to left, along the own axes closest to these directions. A view without a
+            copy; its strides may be negative, so copy a slice (``np.ascontiguousarray``) before torch takes it.
         """
         return upright_view(self.volume[0].numpy(), io_orientation(self.affine))
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from covid_monai.ct.checks import ValueRange
 from covid_monai.ct.faults import (
     CTReadError,
     ImplausibleValues,
@@ -20,6 +19,7 @@ from covid_monai.ct.faults import (
     UnsupportedImage,
 )
 from covid_monai.ct.scan import CTScan, SourceFacts
+from covid_monai.ct.voxels import Voxels
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
@@ -56,9 +56,9 @@ def read_slices(path: Path, files: Sequence[Path]) -> CTScan:
         raise NoScanFound(f"{path} holds images in subfolders only: give the folder of one scan.")
     pages = [(file, page) for file in images for page in range(_page_count(file))]
     first = _grey(*pages[0])
-    array = np.empty((len(pages), *first.shape), dtype=np.float32)
-    values = ValueRange(str(path))
-    for plane, (file, page) in zip(array, pages, strict=True):
+    height, width = first.shape
+    voxels = Voxels(str(path), (len(pages), height, width))
+    for number, (file, page) in enumerate(pages):
         name = f"{file.name}, page {page + 1}" if len(pages) > len(images) else file.name
         grey = _grey(file, page)
         if grey.shape != first.shape:
@@ -67,19 +67,18 @@ def read_slices(path: Path, files: Sequence[Path]) -> CTScan:
                 f"{path} holds images of {sizes[0]} ({images[0].name}) and {sizes[1]} pixels ({name}): "
                 "give the slices of one scan."
             )
-        plane[:] = grey
-        values.take(plane, name)
-    units, doubts = values.units()
-    if units == "HU" and values.low > -500:
+        voxels.put(number, grey.astype(np.float32), name)
+    units, doubts = voxels.range.units()
+    if units == "HU" and voxels.range.low > -500:
         raise ImplausibleValues(
-            f"{path} holds values from {values.low:g} to {values.high:g}, of no known relation to HU: "
+            f"{path} holds values from {voxels.range.low:g} to {voxels.range.high:g}, of no known relation to HU: "
             "give 8-bit images, or a NIfTI or DICOM in HU."
         )
     warnings = [_NO_GEOMETRY, *doubts]
     if len(files) > len(images):
         warnings.append(f"Files left out: {len(files) - len(images)}.")
     source = SourceFacts("slice images", files=len(images))
-    return CTScan.from_array(array.T, _AFFINE, source, units=units, spacing_known=False, warnings=warnings)
+    return CTScan.from_array(voxels.array.T, _AFFINE, source, units=units, spacing_known=False, warnings=warnings)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

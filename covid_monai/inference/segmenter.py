@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from covid_monai.ct import CTScan
 from covid_monai.inference.fast import FastNetwork
-from covid_monai.inference.slice_inferer import UprightSliceInferer
+from covid_monai.inference.slice_inferer import Box, UprightSliceInferer
 from covid_monai.networks import WeightsError, load_weights, weights_sha256
 from covid_monai.transforms import BOX_SLICES, GreyToHU, LesionCodes, LungWindow, lesion_odds
 
@@ -61,19 +61,36 @@ class LesionLevels:
 
     Attributes:
         thresholds: probabilities from which a pixel is lesion, ascending.
-        values: (Z, H, W) uint8: twice the number of thresholds that the probability of lesion reaches, plus one where
-            consolidation is more probable than ground glass.
+        values: (N, h, w) uint8, of the slices that were looked at, inside ``box``: twice the number of thresholds that
+            the probability of lesion reaches, plus one where consolidation is more probable than ground glass.
+        standing: (Z,) for each slice of the scan the number of the one in ``values`` that stands for it; -1 for those
+            without lesion that were not looked at.
+        shape: (H, W) of the scan's slices.
+        box: first and end row, and first and end column, of the body; there is no lesion around it.
     """
 
     thresholds: tuple[float, ...]
     values: np.ndarray
+    standing: np.ndarray
+    shape: tuple[int, int]
+    box: Box
+
+    def planes(self) -> Iterator[np.ndarray]:
+        """(H, W) like ``values``, for every slice of the scan."""
+        for number in self.standing:
+            plane = np.zeros(self.shape, dtype=np.uint8)
+            if number >= 0:
+                _inside(plane, self.box)[:] = self.values[number]
+            yield plane
 
     def codes(self, threshold: float) -> np.ndarray:
         """Lesion mask (Z, H, W) uint8 at one of the thresholds, see :attr:`LesionSegmenter.classes`."""
         first = 2 * (self.thresholds.index(threshold) + 1)
-        codes = np.zeros_like(self.values)
-        for plane, values in zip(codes, self.values, strict=True):
-            plane[:] = (values >= first) * (1 + (values & 1))
+        codes = np.zeros((len(self.standing), *self.shape), dtype=np.uint8)
+        for plane, number in zip(codes, self.standing, strict=True):
+            if number >= 0:
+                values = self.values[number]
+                _inside(plane, self.box)[:] = (values >= first) * (1 + (values & 1))
         return codes
 
 
@@ -185,7 +202,15 @@ class LesionSegmenter:
 
     def segment(self, hu: np.ndarray, progress: Callable[[int], Any] | None = None) -> np.ndarray:
         """Lesion mask of upright slices (Z, H, W) in HU, see :meth:`__call__`."""
-        return self._decide(hu, lambda logits: self.codes.decide(logits, 1), self._fast, progress)
+        box = self._box(hu)
+        mask = np.zeros(hu.shape, dtype=np.uint8)
+        alone = [slice(z, z + 1) for z in range(len(hu))]
+
+        def decide(logits: torch.Tensor) -> torch.Tensor:
+            return self.codes.decide(logits, 1)
+
+        self._decide(hu, alone, box, decide, self._fast, _inside(mask, box), progress)
+        return mask
 
     def levels(
         self,
@@ -222,38 +247,47 @@ class LesionSegmenter:
             return fast(batch.flip(-1)).flip(-1)
 
         network = mirror if mirrored else fast
-        return LesionLevels(ascending, self._decide(hu, decide, network, progress, slices, every))
+        first, end, _ = slices.indices(len(hu))
+        if progress is not None and (left_out := len(hu) - (end - first)):
+            progress(left_out)
+        groups = [slice(start, min(start + every, end)) for start in range(first, end, every)]
+        standing = np.full(len(hu), -1)
+        for number, group in enumerate(groups):
+            standing[group] = number
+        box = self._box(hu)
+        values = np.empty((len(groups), *(end - start for start, end in box)), dtype=np.uint8)
+        self._decide(hu, groups, box, decide, network, values, progress)
+        return LesionLevels(ascending, values, standing, hu.shape[1:], box)
 
     def prepare(self) -> None:
         """Make ready for the first scan; else its first slices wait for that."""
         _ = self._fast
 
+    def _box(self, hu: np.ndarray) -> Box:
+        """Box of the body in slices (Z, H, W) in HU."""
+        return self.inferer.box(self._windowed(hu[:: -(-len(hu) // BOX_SLICES)])[:, 0])  # the slices body_box looks at
+
     def _decide(
         self,
         hu: np.ndarray,
+        groups: Sequence[slice],
+        box: Box,
         decide: Callable[[torch.Tensor], torch.Tensor],
         network: Callable[[torch.Tensor], torch.Tensor],
+        decided: np.ndarray,
         progress: Callable[[int], Any] | None,
-        slices: slice = slice(None),
-        every: int = 1,
-    ) -> np.ndarray:
-        """Uint8 (Z, H, W) that ``decide`` gives for the logits (N, K, h, w) inside the body box, 0 around it."""
-        first, end, _ = slices.indices(len(hu))
-        groups = [slice(start, min(start + every, end)) for start in range(first, end, every)]
-        box = self.inferer.box(self._windowed(hu[:: -(-len(hu) // BOX_SLICES)])[:, 0])  # the slices body_box looks at
-        decided = np.zeros(hu.shape, dtype=np.uint8)
-        body = decided[:, slice(*box[0]), slice(*box[1])]
-        if progress is not None and (left_out := len(hu) - (end - first)):
-            progress(left_out)
+    ) -> None:
+        """Write into ``decided`` (N, h, w) what ``decide`` gives for the logits (N, K, h, w) inside the body's box.
+
+        They are those of the middle slice of each group of slices.
+        """
 
         @torch.inference_mode()
         def work(part: tuple[int, int]) -> int:
             standing = groups[slice(*part)]
             seen = [(group.start + group.stop - 1) // 2 for group in standing]
             windowed = self._windowed(hu[seen]).to(self.device, non_blocking=True)
-            found = decide(self.inferer.predict_inside(windowed, box, network))[:, 0].cpu().numpy()
-            for group, plane in zip(standing, found, strict=True):
-                body[group] = plane
+            decided[slice(*part)] = decide(self.inferer.predict_inside(windowed, box, network))[:, 0].cpu().numpy()
             return standing[-1].stop - standing[0].start
 
         batches = self.parts(len(groups))
@@ -263,7 +297,6 @@ class LesionSegmenter:
                 slices_done = sum(islice(done, len(batch)))
                 if progress is not None:
                     progress(slices_done)
-        return decided
 
     def parts(self, slices: int) -> list[list[tuple[int, int]]]:
         """The batches of so many slices, each in parts for :meth:`workers`, which are ``(start, stop)``.
@@ -316,6 +349,12 @@ class LesionSegmenter:
 def default_bundle() -> Path:
     """Folder of the bundle that is used when none is given: the cascade, which is shipped with its weights."""
     return Path(str(files("covid_monai.bundles") / "lung_ct_ggo_consolidation_segmentation"))
+
+
+def _inside(planes: np.ndarray, box: Box) -> np.ndarray:
+    """What of (..., H, W) lies inside a box, a view."""
+    (top, bottom), (left, right) = box
+    return planes[..., top:bottom, left:right]
 
 
 def _limit_threads(threads: int) -> None:

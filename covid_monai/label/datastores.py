@@ -279,9 +279,6 @@ def _has_all(folder: Path, instances: int | None) -> bool:
 def _write_copy(scan: CTScan, path: Path) -> None:
     """Write a scan as NIfTI for viewers that do not read DICOM; whole or not at all."""
     values = scan.volume[0].numpy()
-    whole = np.rint(values)
-    if np.array_equal(whole, values) and np.abs(whole).max() < 2**15:
-        values = whole.astype(np.int16)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".unfinished-") as folder:
         unfinished = Path(folder, path.name)
         nib.save(nib.Nifti1Image(values, scan.affine, dtype=values.dtype), unfinished)

@@ -118,7 +118,7 @@ def _plane(
     return _Plane(
         caption,
         spacing,
-        ndimage.map_coordinates(earlier.hu, positions, order=1, cval=SEEN_HU),
+        ndimage.map_coordinates(earlier.hu, positions, np.float32, order=1, cval=SEEN_HU),
         ndimage.map_coordinates(earlier.lesions, positions, order=0),
         later.hu[where],
         later.lesions[where],

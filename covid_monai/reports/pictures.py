@@ -237,7 +237,7 @@ def picture_size(rows: slice, columns: slice, row_mm: float, column_mm: float, l
 
 def grey(hu: np.ndarray, window: Window, height: int, width: int) -> Image.Image:
     """(H, W) HU as an 8-bit picture of this size."""
-    grey = (hu - window.black) * np.float32(255 / (window.white - window.black))
+    grey = np.subtract(hu, window.black, dtype=np.float32) * np.float32(255 / (window.white - window.black))
     image = Image.fromarray(np.clip(grey, 0, 255, out=grey).astype(np.uint8))
     return image.resize((width, height), Image.Resampling.BILINEAR)
 

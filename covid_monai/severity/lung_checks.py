@@ -156,7 +156,8 @@ def lung_warnings(
     told = tuple(warning for warning in lungs.warnings if not (contrast and warning == CONTRAST))
     if not lungs.mask.any():
         return told
-    volumes = [np.count_nonzero(lungs.mask == side.code) * float(np.prod(spacing)) / 1000 for side in SIDES]
+    voxels = [sum(int(np.count_nonzero(plane == side.code)) for plane in lungs.mask) for side in SIDES]
+    volumes = [count * float(np.prod(spacing)) / 1000 for count in voxels]
     return (*told, *_cut(lungs), *_implausible(volumes, spacing_known, bool(lungs.cut)))
 
 

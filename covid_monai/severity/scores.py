@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 
@@ -144,11 +145,11 @@ class Severity:
     approximate: bool = True
 
 
-def count(lesions: np.ndarray, regions: np.ndarray, values: int = 3) -> np.ndarray:
+def count(lesions: Iterable[np.ndarray], regions: np.ndarray, values: int = 3) -> np.ndarray:
     """Voxels by region and by value, slice by slice.
 
     Args:
-        lesions: (Z, H, W) of bools or non-negative integers under ``values``.
+        lesions: slices, Z of them, (H, W) of bools or non-negative integers under ``values``.
         regions: (Z, H, W) of region codes 0..20, 0 outside the lungs.
         values: how many values ``lesions`` may have: 3 for background, ground glass and consolidation.
 
@@ -158,13 +159,17 @@ def count(lesions: np.ndarray, regions: np.ndarray, values: int = 3) -> np.ndarr
     Raises:
         ValueError: when the two are not on one grid, or hold anything else.
     """
-    _check_grid(lesions, regions, "regions")
     rows = len(REGIONS) + 1
-    _check_codes(lesions, values, "lesions")
-    _check_codes(regions, rows, "regions")
     joint = np.zeros(rows * values, dtype=np.int64)
     kind = np.min_scalar_type(rows * values - 1)
-    for part, region in zip(lesions, regions, strict=True):
+    for part, region in zip_longest(lesions, regions, fillvalue=np.empty(())):
+        if part.ndim != 2 or part.shape != region.shape:
+            raise ValueError(
+                f"a slice of the lesions has shape {part.shape} and one of the regions {region.shape}: give both as "
+                "(Z, H, W) on one grid."
+            )
+        _check_codes(part, values, "lesions")
+        _check_codes(region, rows, "regions")
         joint += np.bincount(
             (region.astype(kind) * kind.type(values) + part.astype(kind)).ravel(), minlength=len(joint)
         )
@@ -240,7 +245,10 @@ def slice_shares(lesions: np.ndarray, lungs: np.ndarray) -> tuple[float | None, 
     Raises:
         ValueError: when the two are not on one grid.
     """
-    _check_grid(lesions, lungs, "lungs")
+    if lesions.ndim != 3 or lesions.shape != lungs.shape:
+        raise ValueError(
+            f"the lesions have shape {lesions.shape} and the lungs {lungs.shape}: give both as (Z, H, W) on one grid."
+        )
     shares: list[float | None] = []
     for part, lung in zip(lesions, lungs, strict=True):
         inside = lung != 0
@@ -315,14 +323,6 @@ def _sum(places: Sequence[Involvement], maximum: int) -> Score:
         assessable=len(known),
         parts=len(places),
     )
-
-
-def _check_grid(lesions: np.ndarray, other: np.ndarray, name: str) -> None:
-    """Refuse two arrays that are not (Z, H, W) of one shape."""
-    if lesions.ndim != 3 or lesions.shape != other.shape:
-        raise ValueError(
-            f"the lesions have shape {lesions.shape} and the {name} {other.shape}: give both as (Z, H, W) on one grid."
-        )
 
 
 def _check_codes(array: np.ndarray, values: int, name: str) -> None:

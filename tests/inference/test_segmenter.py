@@ -186,9 +186,9 @@ def test_lesions_are_found_wherever_a_slice_has_body(slices: int):
 def test_slices_that_are_left_out_have_no_lesion_and_the_others_what_they_had(phantom_folder: Path):
     hu = upright_hu(read_ct(phantom_folder / "image.nii.gz"))
     segmenter = LesionSegmenter(Band(-700.0, -100.0), device="cpu")
-    whole = segmenter.levels(hu, (0.5,)).values
+    whole = np.stack([*segmenter.levels(hu, (0.5,)).planes()])
     done: list[int] = []
-    part = segmenter.levels(hu, (0.5,), progress=done.append, slices=slice(3, 9)).values
+    part = np.stack([*segmenter.levels(hu, (0.5,), progress=done.append, slices=slice(3, 9)).planes()])
     assert whole[:3].any()
     assert np.array_equal(part[3:9], whole[3:9])
     assert not part[:3].any()
@@ -199,9 +199,11 @@ def test_slices_that_are_left_out_have_no_lesion_and_the_others_what_they_had(ph
 def test_a_slice_stands_for_its_neighbours(phantom_folder: Path):
     hu = upright_hu(read_ct(phantom_folder / "image.nii.gz"))  # 16 slices
     segmenter = LesionSegmenter(Band(-700.0, -100.0), UprightSliceInferer(batch_size=2), device="cpu")
-    whole = segmenter.levels(hu, (0.5,)).values
+    whole = np.stack([*segmenter.levels(hu, (0.5,)).planes()])
     done: list[int] = []
-    part = segmenter.levels(hu, (0.5,), progress=done.append, slices=slice(2, 13), every=3).values
+    levels = segmenter.levels(hu, (0.5,), progress=done.append, slices=slice(2, 13), every=3)
+    part = np.stack([*levels.planes()])
+    assert len(levels.values) == 4  # only those that were looked at are kept
     assert np.array_equal(part[2:13], whole[[3, 3, 3, 6, 6, 6, 9, 9, 9, 11, 11]])
     assert not part[[0, 1, 13, 14, 15]].any()
     assert done == [5, 6, 5]

@@ -66,9 +66,10 @@ def test_a_mask_of_bools_is_counted():
         (
             np.zeros((1, 2, 3), np.uint8),
             np.zeros((1, 3, 2), np.uint8),
-            r"shape \(1, 2, 3\) and the regions \(1, 3, 2\)",
+            r"shape \(2, 3\) and one of the regions \(3, 2\)",
         ),
         (np.zeros((2, 3), np.uint8), np.zeros((2, 3), np.uint8), r"give both as \(Z, H, W\) on one grid"),
+        (np.zeros((2, 2, 3), np.uint8), np.zeros((1, 2, 3), np.uint8), r"shape \(2, 3\) and one of the regions \(\)"),
         (np.full((1, 1, 1), 3, np.uint8), np.zeros((1, 1, 1), np.uint8), "lesions hold values from 3 to 3: .* 0 to 2"),
         (np.full((1, 1, 1), -1, np.int8), np.zeros((1, 1, 1), np.uint8), "lesions hold values from -1 to -1"),
         (
