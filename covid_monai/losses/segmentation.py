@@ -49,20 +49,27 @@ class SegmentationLoss(nn.Module):
     - ``"published"``: in the first term only, what Inf-Net's published code computes.
     - ``"weighted"``: in both, what Inf-Net's text says.
 
+    The first term of a slice without lesion is near 1 for any false alarm, however small, and its gradient keeps
+    pushing the logits of all slices down, while that of a lesion which is missed altogether vanishes: trained on both
+    kinds of slices, a network overlooks faint lesions. ``ignore_empty`` leaves slices without lesion their second term
+    alone. Inf-Net's authors train on slices with lesion only, where it changes nothing.
+
     Computed in float32, also under autocast.
 
     Args:
         variant: one of the three.
+        ignore_empty: add 0 as the first term of slices without lesion.
 
     Raises:
         ValueError: if the variant is unknown.
     """
 
-    def __init__(self, variant: Variant = "unweighted") -> None:
+    def __init__(self, variant: Variant = "unweighted", ignore_empty: bool = False) -> None:
         super().__init__()
         if variant not in get_args(Variant):
             raise ValueError(f"variant is {variant!r}; choose one of {', '.join(get_args(Variant))}")
         self.variant = variant
+        self.ignore_empty = ignore_empty
 
     def forward(self, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Return the loss, a scalar.
@@ -87,6 +94,8 @@ class SegmentationLoss(nn.Module):
         intersection = (weight * probability * target).sum((1, 2, 3))
         union = (weight * (probability + target)).sum((1, 2, 3)) - intersection
         iou_loss = 1 - (intersection + 1) / (union + 1)
+        if self.ignore_empty:
+            iou_loss = iou_loss * target.amax((1, 2, 3)).gt(0)
         bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
         if self.variant == "weighted":
             bce = (weight * bce).sum((1, 2, 3)) / weight.sum((1, 2, 3))
@@ -98,14 +107,15 @@ class InfNetLoss(nn.Module):
 
     Args:
         variant: of :class:`SegmentationLoss`.
+        ignore_empty: likewise.
 
     Raises:
         ValueError: if the variant is unknown.
     """
 
-    def __init__(self, variant: Variant = "unweighted") -> None:
+    def __init__(self, variant: Variant = "unweighted", ignore_empty: bool = False) -> None:
         super().__init__()
-        self.segmentation = SegmentationLoss(variant)
+        self.segmentation = SegmentationLoss(variant, ignore_empty)
 
     def forward(self, maps: Sequence[torch.Tensor], target: torch.Tensor, edge: torch.Tensor) -> torch.Tensor:
         """Return the loss, a scalar.

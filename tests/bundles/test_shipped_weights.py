@@ -71,6 +71,14 @@ def test_the_card_is_of_this_version_which_the_changelog_has(shipped: Path):
     assert metadata["version"] in metadata["changelog"]
 
 
+def test_the_metadata_give_figures_of_the_card(shipped: Path):
+    performance = re.search(r"(?s)\*\*Performance\*\*(.+?)\n## ", card(shipped))[1]
+    metrics = json.loads((shipped / "configs" / "metadata.json").read_text())["eval_metrics"]
+    assert metrics
+    for name, value in metrics.items():
+        assert f"{value:.3f}".removeprefix("0") in performance, name
+
+
 def test_nothing_is_left_to_be_filled_in(shipped: Path):
     for file in (*shipped.glob("docs/*"), *shipped.glob("configs/*")):
         assert "TODO" not in file.read_text(), file

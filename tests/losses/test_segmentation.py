@@ -67,6 +67,30 @@ def test_empty_and_full_masks_are_defined(variant, fill, expected):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+def test_slices_without_lesion_may_cost_their_cross_entropy_alone(variant):
+    logits = torch.cat([LOGITS, torch.zeros_like(LOGITS)]).requires_grad_()
+    target = torch.cat([TARGET, torch.zeros_like(TARGET)])
+    loss = SegmentationLoss(variant, ignore_empty=True)(logits, target)
+    loss.backward()
+    assert loss.item() == pytest.approx((EXPECTED[variant] + LN2) / 2, abs=1e-6)
+    slope = torch.as_tensor(logits.grad)[1]  # that of the cross-entropy, p over the pixels of the batch
+    torch.testing.assert_close(slope, torch.full_like(slope, 0.5 / 8))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_ignoring_empty_slices_changes_nothing_where_there_are_none(variant):
+    assert SegmentationLoss(variant, ignore_empty=True)(LOGITS, TARGET) == SegmentationLoss(variant)(LOGITS, TARGET)
+    maps = [LOGITS] * 5
+    assert InfNetLoss(variant, ignore_empty=True)(maps, TARGET, TARGET) == InfNetLoss(variant)(maps, TARGET, TARGET)
+
+
+def test_the_total_ignores_empty_slices_in_all_its_maps():
+    zero = torch.zeros_like(LOGITS)
+    loss = InfNetLoss(ignore_empty=True)([zero] * 5, zero, zero)
+    assert loss.item() == pytest.approx(5 * LN2, abs=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("fill", [0.0, 1.0])
 def test_right_and_certain_costs_nothing_wrong_and_certain_stays_finite(variant, fill):
     target = torch.full((1, 1, 8, 8), fill)
