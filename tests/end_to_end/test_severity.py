@@ -2,7 +2,7 @@
 """From a scan to its scores: what is known of a phantom is found again, and odd scans give a clear result."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from scipy import ndimage
 from covid_monai.analysis import Analysis, analyse
 from covid_monai.ct import CTScan, SourceFacts, read_ct
 from covid_monai.datasets.phantom import Lesions, Phantom, make_phantom, upright
-from covid_monai.inference import LesionSegmenter, UprightSliceInferer
-from covid_monai.severity import REGIONS, THRESHOLDS, approximate_lobes, dice, divide_regions
+from covid_monai.inference import LesionLevels, LesionSegmenter, UprightSliceInferer
+from covid_monai.severity import REGIONS, approximate_lobes, dice, divide_regions
 from tests.inference.networks import ClassBands
 
 SHAPE = (128, 128, 60)
@@ -36,8 +36,11 @@ class Drawn(LesionSegmenter):
         super().__init__(bands, UprightSliceInferer(size=(64, 64)), device="cpu")
         self.lesions = lesions
 
-    def _decide(self, hu: np.ndarray, *args: Any) -> np.ndarray:
-        return (2 * len(THRESHOLDS) * (self.lesions != 0) + (self.lesions == 2)).astype(np.uint8)
+    def levels(self, hu: np.ndarray, thresholds: Sequence[float], *args: Any, **kwargs: Any) -> LesionLevels:
+        ascending = tuple(sorted(set(thresholds)))
+        values = (2 * len(ascending) * (self.lesions != 0) + (self.lesions == 2)).astype(np.uint8)
+        depth, height, width = hu.shape
+        return LesionLevels(ascending, values, np.arange(depth), (height, width), ((0, height), (0, width)))
 
 
 @pytest.fixture(scope="module")
