@@ -149,10 +149,9 @@ def read_dicom(path: Path, files: Sequence[Path], series: str | int | None = Non
     """
     stack = find_stack(path, files, series)
     first = stack.slices[0]
-    rows, columns = int(first.header.Rows), int(first.header.Columns)
-    voxels = Voxels(str(path), (len(stack.slices), rows, columns))
+    voxels = Voxels(str(path), (len(stack.slices), int(first.header.Rows), int(first.header.Columns)))
     for number, part in enumerate(stack.slices):
-        voxels.put(number, _decode(part, (rows, columns)), part.name)
+        voxels.put(number, _decode(part), part.name)
 
     doubts = list(stack.warnings)
     source = _facts(first, files=stack.files)
@@ -395,11 +394,10 @@ def _order(slices: Sequence[_Slice]) -> tuple[list[_Slice], float]:
     return slices, spacing
 
 
-def _decode(part: _Slice, shape: tuple[int, int]) -> np.ndarray:
-    """A slice's values in HU, float32 of ``shape``."""
-    plane: np.ndarray = np.empty(shape, dtype=np.float32)
+def _decode(part: _Slice) -> np.ndarray:
+    """A slice's values (rows, columns) in HU, float32."""
     try:
-        plane[:] = pixel_array(part.file, index=part.frame)
+        plane: np.ndarray = pixel_array(part.file, index=part.frame).astype(np.float32)
     except Exception as error:  # decoders raise what the damaged bytes lead them to
         raise _unreadable(
             part.name, "has pixel data that cannot be decoded (truncated, encrypted or unsupported)"
