@@ -19,8 +19,9 @@ from tests.conftest import BUNDLES
 
 @pytest.fixture(scope="module", params=NAMES)
 def bundle(request: pytest.FixtureRequest, make_bundle: Callable[[str], Bundle]) -> Bundle:
-    """Either bundle with the weights that it comes with."""
+    """Either bundle with the weights that it comes with, at the size that these were trained at."""
     bundle = make_bundle(request.param)
+    shutil.copy(BUNDLES / bundle.name / "configs" / "inference.yaml", bundle.folder / "configs")
     shutil.copytree(
         BUNDLES / bundle.name / "models", bundle.folder / "models", ignore=shutil.ignore_patterns("training")
     )
