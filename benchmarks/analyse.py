@@ -23,7 +23,6 @@ import nibabel as nib
 import numpy as np
 import yaml
 
-from covid_monai.analysis import mirrored_every
 from covid_monai.inference import default_bundle
 
 SLICES = 100
@@ -41,13 +40,14 @@ import json, sys, time
 from pathlib import Path
 import torch
 from covid_monai.inference import FastNetwork, LesionSegmenter
-bundle, slices = Path(sys.argv[1]), int(sys.argv[2])
+bundle, slices, distance = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 segmenter = LesionSegmenter.from_bundle(bundle, "cpu")
 batch = torch.rand(segmenter.inferer.batch_size, 1, *segmenter.inferer.size)
 network = FastNetwork(segmenter.network, batch[:1])
 network(batch)
 start = time.perf_counter()
-parts = segmenter.parts(slices)
+slabs = segmenter.inferer.slabs((0, slices), slices, distance)
+parts = segmenter.parts(2 * len(slabs))  # once as they are, once mirrored
 with segmenter.workers(len(parts[0])) as workers:
     list(workers.map(lambda at: network(batch[: at[1] - at[0]]), sum(parts, [])))
 print(json.dumps({"seconds": time.perf_counter() - start}))
@@ -82,12 +82,12 @@ def main() -> None:
         print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
         for slices in options.slices:
             scan = _lengthened(folder, slices)
-            seen = slices + -(-slices // mirrored_every(nib.load(scan).header.get_zooms()[2]))
+            distance = nib.load(scan).header.get_zooms()[2]
             whole, bare = [], []
             for _ in range(options.rounds):
                 words = ("analyse", scan, "--output", folder / "out", "--bundle", bundle, "--overwrite")
                 whole.append(json.loads(_run("-c", ANALYSE, *words)))
-                bare.append(json.loads(_run("-c", FORWARD, bundle, seen))["seconds"])
+                bare.append(json.loads(_run("-c", FORWARD, bundle, slices, distance))["seconds"])
             seconds, peak = (min(each[key] for each in whole) for key in ("seconds", "peak_mib"))
             within = json.loads((folder / "out" / "analysis.json").read_text())["seconds"]
             size = 512 * 512 * slices * 4 / 2**20

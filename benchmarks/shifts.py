@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What other scanners and protocols do to a bundle: Dice and marked lung under simulated shifts, one at a time.
 
-    python benchmarks/shifts.py --bundle DIR [--weights FILE] [--datalist FILE]
+    python benchmarks/shifts.py --bundle DIR [--weights FILE] [--datalist FILE --distance MM]
 
 Scans are a phantom with lesions in slices of 3 and of 8 mm, one without, all in true HU, and, with a datalist, the
-volumes of its validation side, each with every shift. Lesions are found in 2-D, nothing outside the lungs is dropped. A
-shift that moves the body moves the reference with it.
+volumes of its validation side, each with every shift. Nothing outside the lungs is dropped. A shift that moves the body
+moves the reference with it.
 """
 
 from __future__ import annotations
@@ -27,14 +27,16 @@ from covid_monai.inference import LesionSegmenter
 from covid_monai.transforms import GreyToHU
 
 AIR = -1000.0
+PHANTOM_DISTANCE = 10.0  # mm
 
 
 class Scan(NamedTuple):
-    """Upright slices (Z, H, W): HU, and reference lesions and lungs as booleans."""
+    """Upright slices (Z, H, W): HU, reference lesions and lungs as booleans, and mm from slice to slice where known."""
 
     hu: np.ndarray
     lesions: np.ndarray
     lungs: np.ndarray
+    distance: float | None
 
 
 Shift = Callable[[Scan], Scan]
@@ -68,7 +70,7 @@ def moved(turn: float = 0.0, by: tuple[float, float] = (0.0, 0.0), zoom: float =
 
     def shift(scan: Scan) -> Scan:
         lesions, lungs = (place(mask.astype(np.uint8), 0, 0) > 0 for mask in (scan.lesions, scan.lungs))
-        return Scan(place(scan.hu, 1, AIR), lesions, lungs)
+        return Scan(place(scan.hu, 1, AIR), lesions, lungs, scan.distance)
 
     return shift
 
@@ -131,13 +133,15 @@ SHIFTS: dict[str, Shift] = {
 
 def phantom_scan(seed: int, lesions: Lesions | None, thickness: float = 3.0) -> Scan:
     """A synthetic thorax of slices of so many mm."""
-    phantom = make_phantom(seed, (384, 384, 24), (360 / 384, 360 / 384, 10.0), lesions, noise=20.0, thickness=thickness)
+    phantom = make_phantom(
+        seed, (384, 384, 24), (360 / 384, 360 / 384, PHANTOM_DISTANCE), lesions, noise=20.0, thickness=thickness
+    )
     hu, found, lungs = (upright(array) for array in (phantom.hu, phantom.lesions, phantom.lungs))
-    return Scan(hu.astype(np.float32), found > 0, lungs > 0)
+    return Scan(hu.astype(np.float32), found > 0, lungs > 0, PHANTOM_DISTANCE)
 
 
-def volumes(datalist: Path) -> Iterator[tuple[str, Scan]]:
-    """The validation side's volumes, in approximate HU."""
+def volumes(datalist: Path, distance: float | None) -> Iterator[tuple[str, Scan]]:
+    """The validation side's volumes, in approximate HU, their slices so many mm apart."""
     groups = defaultdict(list)
     for item in load_side(datalist, "validation"):
         groups[item["id"].rpartition("/")[0]].append(item)
@@ -151,12 +155,12 @@ def volumes(datalist: Path) -> Iterator[tuple[str, Scan]]:
             np.stack([np.isin(read_slice(Path(item[key])), codes) for item in items])
             for key, codes in (("label", (1, 2)), ("lung", (1, 2, 3)))
         ]
-        yield name, Scan(np.concatenate([np.asarray(plane) for plane in hu]), *masks)
+        yield name, Scan(np.concatenate([np.asarray(plane) for plane in hu]), *masks, distance)
 
 
 def figures(segmenter: LesionSegmenter, scan: Scan) -> str:
     """Dice where there is lesion, and the share of the lung marked against the reference's."""
-    marked = segmenter.segment(scan.hu) > 0
+    marked = segmenter.segment(scan.hu, scan.distance) > 0
     lung, lesion = scan.lungs.sum(), scan.lesions.sum()
     share = f"{100 * marked.sum() / lung:.2f} for {100 * lesion / lung:.2f} %"
     return f"{2 * (marked & scan.lesions).sum() / (marked.sum() + lesion):.3f}, {share}" if lesion else share
@@ -168,6 +172,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, required=True, help="bundle with trained weights")
     parser.add_argument("--weights", type=Path, help="weights instead of its models/model.pt")
     parser.add_argument("--datalist", type=Path, help="datalist whose validation side is shifted too")
+    parser.add_argument("--distance", type=float, help="mm between its slices, where it is known and the same for all")
     options = parser.parse_args()
     segmenter = LesionSegmenter.from_bundle(options.bundle, weights=options.weights)
     scans = {
@@ -175,7 +180,7 @@ def main() -> None:
         "phantom, 8 mm": phantom_scan(9100, Lesions(), 8.0),
         "no lesion": phantom_scan(9101, None),
     }
-    scans |= dict(volumes(options.datalist)) if options.datalist else {}
+    scans |= dict(volumes(options.datalist, options.distance)) if options.datalist else {}
     print(f"| shift | {' | '.join(scans)} |\n|{'---|' * (len(scans) + 1)}")
     for name, shift in SHIFTS.items():
         print(f"| {name} | {' | '.join(figures(segmenter, shift(scan)) for scan in scans.values())} |", flush=True)

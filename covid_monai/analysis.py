@@ -17,7 +17,7 @@ import numpy as np
 
 from covid_monai import __version__
 from covid_monai.ct import CTScan
-from covid_monai.inference import LesionSegmenter, upright_hu
+from covid_monai.inference import LesionSegmenter, slice_distance, upright_hu
 from covid_monai.severity import (
     CUT_OFF,
     CUT_OFF_SOURCE,
@@ -47,8 +47,6 @@ __all__ = ["NOTICE", "SCHEMA", "Analysis", "analyse", "method_of", "scan_id"]
 
 SCHEMA = "covid_monai/analysis/3"
 NOTICE = "Research use only, not a medical device."
-MIRRORED_MM = 2.5
-"""Of thin slices, which look alike, one in this length is mirrored for the ranges and stands for the others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,11 +127,11 @@ def analyse(
         segmenter: makes the lesion mask.
         lungs: finds the lungs; by threshold when not given.
         floor: below which a place counts as free of lesion.
-        ranges: make the figures again at other thresholds and on mirrored slices, for which it sees slices twice.
+        ranges: make the figures again at other thresholds and on mirrored slabs, for which it sees the scan twice.
         progress: called with the number of slices that the network has done since the last call.
     """
     start = time.perf_counter()
-    hu, spacing = upright_hu(scan), scan.upright_spacing
+    hu, spacing, distance = upright_hu(scan), scan.upright_spacing, slice_distance(scan)
     threshold = segmenter.codes.threshold
     thresholds = (*THRESHOLDS, threshold) if ranges else (threshold,)
     with ThreadPoolExecutor(max_workers=1) as beside:
@@ -142,11 +140,10 @@ def analyse(
         search = (lungs or ThresholdLungs()).begin(hu, spacing)
         prepared.result()
         searched = time.perf_counter()
-        levels = [segmenter.levels(hu, thresholds, False, progress, search.slices)]
+        levels = [segmenter.levels(hu, thresholds, distance, False, progress, search.slices)]
         segmented = time.perf_counter()
         if ranges:  # the network sees mirrored slices while the lungs are completed
-            every = mirrored_every(spacing[0]) if scan.spacing_known else 1
-            mirrored = beside.submit(segmenter.levels, hu, thresholds, True, progress, search.slices, every)
+            mirrored = beside.submit(segmenter.levels, hu, thresholds, distance, True, progress, search.slices)
         found = search.finish(levels[0].codes(threshold))
         del search  # it holds the scan's blocks, which the rest has no use for
         lobes = approximate_lobes(found.mask, spacing) if found.lobes is None else found.lobes
@@ -222,11 +219,6 @@ def analyse(
     )
 
 
-def mirrored_every(distance: float) -> int:
-    """Of how many neighbouring slices, so many mm apart, one is mirrored, see :data:`MIRRORED_MM`."""
-    return max(1, int(MIRRORED_MM / distance))
-
-
 def method_of(segmenter: LesionSegmenter) -> dict[str, Any]:
     """What decides on the lesions of a scan, as plain values for JSON."""
     return {
@@ -235,6 +227,8 @@ def method_of(segmenter: LesionSegmenter) -> dict[str, Any]:
         "threshold": segmenter.codes.threshold,
         "window_hu": {"level": segmenter.window.level, "width": segmenter.window.width},
         "size": list(segmenter.inferer.size),
+        "slab_mm": segmenter.inferer.slab,
+        "smoothing_mm": segmenter.inferer.smoothing,
     }
 
 

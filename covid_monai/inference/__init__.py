@@ -9,8 +9,10 @@ from covid_monai.inference.segmenter import (
     LesionSegmenter,
     ModelFacts,
     default_bundle,
+    slice_distance,
     upright_hu,
 )
+from covid_monai.inference.slabs import Slabs
 from covid_monai.inference.slice_inferer import UprightSliceInferer
 
 __all__ = [
@@ -20,8 +22,10 @@ __all__ = [
     "LesionLevels",
     "LesionSegmenter",
     "ModelFacts",
+    "Slabs",
     "UprightSliceInferer",
     "autocast",
     "default_bundle",
+    "slice_distance",
     "upright_hu",
 ]

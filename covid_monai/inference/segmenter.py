@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import importlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources import files
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,20 @@ from threadpoolctl import threadpool_limits
 
 from covid_monai.ct import CTScan
 from covid_monai.inference.fast import FastNetwork
-from covid_monai.inference.slice_inferer import Box, UprightSliceInferer
+from covid_monai.inference.slabs import Slabs
+from covid_monai.inference.slice_inferer import Box, UprightSliceInferer, inside
 from covid_monai.networks import WeightsError, load_weights, weights_sha256
 from covid_monai.transforms import BOX_SLICES, GreyToHU, LesionCodes, LungWindow, lesion_odds
 
-__all__ = ["BundleError", "LesionLevels", "LesionSegmenter", "ModelFacts", "default_bundle", "upright_hu"]
+__all__ = [
+    "BundleError",
+    "LesionLevels",
+    "LesionSegmenter",
+    "ModelFacts",
+    "default_bundle",
+    "slice_distance",
+    "upright_hu",
+]
 
 NETWORKS = "covid_monai.networks"
 CLASSES = {1: ("lesion",), 3: ("ground glass", "consolidation")}
@@ -80,7 +89,7 @@ class LesionLevels:
         for number in self.standing:
             plane = np.zeros(self.shape, dtype=np.uint8)
             if number >= 0:
-                _inside(plane, self.box)[:] = self.values[number]
+                inside(plane, self.box)[:] = self.values[number]
             yield plane
 
     def codes(self, threshold: float) -> np.ndarray:
@@ -90,7 +99,7 @@ class LesionLevels:
         for plane, number in zip(codes, self.standing, strict=True):
             if number >= 0:
                 values = self.values[number]
-                _inside(plane, self.box)[:] = (values >= first) * (1 + (values & 1))
+                inside(plane, self.box)[:] = (values >= first) * (1 + (values & 1))
         return codes
 
 
@@ -166,7 +175,12 @@ class LesionSegmenter:
         try:
             network = _network(config["network_def"])
             window = LungWindow(level=config["window_level"], width=config["window_width"])
-            inferer = UprightSliceInferer(size=config["size"], batch_size=config["batch_size"])
+            inferer = UprightSliceInferer(
+                size=config["size"],
+                batch_size=config["batch_size"],
+                slab=config.get("slab"),
+                smoothing=config.get("smoothing"),
+            )
             facts = ModelFacts(
                 metadata.get("name", bundle.name), metadata["version"], weights_sha256(weights), config["network_def"]
             )
@@ -193,33 +207,38 @@ class LesionSegmenter:
         Returns:
             (Z, H, W) uint8 in the order of :meth:`covid_monai.ct.CTScan.upright`: 0 and the codes of :attr:`classes`.
         """
-        return self.segment(upright_hu(scan), progress)
+        return self.segment(upright_hu(scan), slice_distance(scan), progress)
 
     @cached_property
     def _fast(self) -> FastNetwork:
         """What predicts: made of the network as it is when the first scan comes."""
         return FastNetwork(self.network, self._example(), self.inferer.amp)
 
-    def segment(self, hu: np.ndarray, progress: Callable[[int], Any] | None = None) -> np.ndarray:
-        """Lesion mask of upright slices (Z, H, W) in HU, see :meth:`__call__`."""
+    def segment(
+        self, hu: np.ndarray, distance: float | None = None, progress: Callable[[int], Any] | None = None
+    ) -> np.ndarray:
+        """Lesion mask of upright slices (Z, H, W) in HU, so many mm apart, see :meth:`__call__`.
+
+        Where the distance is not known, every slice is seen and decided alone.
+        """
         box = self._box(hu)
         mask = np.zeros(hu.shape, dtype=np.uint8)
-        alone = [slice(z, z + 1) for z in range(len(hu))]
+        slabs = self.inferer.slabs((0, len(hu)), len(hu), distance)
 
         def decide(logits: torch.Tensor) -> torch.Tensor:
             return self.codes.decide(logits, 1)
 
-        self._decide(hu, alone, box, decide, self._fast, _inside(mask, box), progress)
+        self._decide(hu, slabs, box, decide, self._fast, inside(mask, box), progress)
         return mask
 
     def levels(
         self,
         hu: np.ndarray,
         thresholds: Sequence[float],
+        distance: float | None = None,
         mirrored: bool = False,
         progress: Callable[[int], Any] | None = None,
         slices: slice = slice(None),
-        every: int = 1,
     ) -> LesionLevels:
         """Lesions of upright slices at several thresholds, by one pass of the network.
 
@@ -228,10 +247,11 @@ class LesionSegmenter:
         Args:
             hu: (Z, H, W) in HU.
             thresholds: probabilities between 0 and 1.
-            mirrored: show the network each slice with left and right exchanged; the mask is put back.
+            distance: mm from slice to slice; None where it is not known.
+            mirrored: show the network everything with left and right exchanged, and put it back. Each slab has one
+                plane then, its middle, which stands for its slices.
             progress: called with the number of slices done since the last call, those that are left out included.
-            slices: the range of slices to look at; there is no lesion in others.
-            every: look at the middle one of so many neighbouring slices, which stands for them.
+            slices: the range of slices to look at, widened to whole slabs; there is no lesion in others.
         """
         ascending = tuple(sorted(set(thresholds)))
         limits = torch.tensor(ascending, device=self.device).logit()
@@ -247,17 +267,13 @@ class LesionSegmenter:
             return fast(batch.flip(-1)).flip(-1)
 
         network = mirror if mirrored else fast
-        first, end, _ = slices.indices(len(hu))
-        if progress is not None and (left_out := len(hu) - (end - first)):
+        slabs = self.inferer.slabs(slices.indices(len(hu))[:2], len(hu), distance, every_slice=not mirrored)
+        if progress is not None and (left_out := int((slabs.standing < 0).sum())):
             progress(left_out)
-        groups = [slice(start, min(start + every, end)) for start in range(first, end, every)]
-        standing = np.full(len(hu), -1)
-        for number, group in enumerate(groups):
-            standing[group] = number
         box = self._box(hu)
-        values = np.empty((len(groups), *(end - start for start, end in box)), dtype=np.uint8)
-        self._decide(hu, groups, box, decide, network, values, progress)
-        return LesionLevels(ascending, values, standing, hu.shape[1:], box)
+        values = np.empty((slabs.standing.max() + 1, *(end - start for start, end in box)), dtype=np.uint8)
+        self._decide(hu, slabs, box, decide, network, values, progress)
+        return LesionLevels(ascending, values, slabs.standing, hu.shape[1:], box)
 
     def prepare(self) -> None:
         """Make ready for the first scan; else its first slices wait for that."""
@@ -270,33 +286,47 @@ class LesionSegmenter:
     def _decide(
         self,
         hu: np.ndarray,
-        groups: Sequence[slice],
+        slabs: Slabs,
         box: Box,
         decide: Callable[[torch.Tensor], torch.Tensor],
         network: Callable[[torch.Tensor], torch.Tensor],
         decided: np.ndarray,
         progress: Callable[[int], Any] | None,
     ) -> None:
-        """Write into ``decided`` (N, h, w) what ``decide`` gives for the logits (N, K, h, w) inside the body's box.
-
-        They are those of the middle slice of each group of slices.
-        """
+        """Write into ``decided`` (N, h, w) what ``decide`` gives for the rows of logits inside the body's box."""
+        seen: dict[int, torch.Tensor] = {}
 
         @torch.inference_mode()
-        def work(part: tuple[int, int]) -> int:
-            standing = groups[slice(*part)]
-            seen = [(group.start + group.stop - 1) // 2 for group in standing]
-            windowed = self._windowed(hu[seen]).to(self.device, non_blocking=True)
-            decided[slice(*part)] = decide(self.inferer.predict_inside(windowed, box, network))[:, 0].cpu().numpy()
-            return standing[-1].stop - standing[0].start
+        def look(start: int, stop: int) -> torch.Tensor:
+            body = self._windowed(inside(hu[slabs.span(start, stop)], box)).to(self.device, non_blocking=True)
+            return self.inferer.look(slabs.means(body, start, stop), network)
 
-        batches = self.parts(len(groups))
+        @torch.inference_mode()
+        def settle(start: int, stop: int) -> int:
+            around = torch.stack([seen[number] for number in slabs.around(start, stop)])
+            logits = self.inferer.enlarge(slabs.smooth(around, start, stop), decided.shape[1:])
+            decided[slabs.rows(start, stop)] = decide(logits)[:, 0].cpu().numpy()
+            span = slabs.span(start, stop)
+            return span.stop - span.start
+
+        batches = self.parts(len(slabs))
+        waiting = deque(part for batch in batches for part in batch)
         with self.workers(max(map(len, batches), default=1)) as workers:
-            done = workers.map(work, chain.from_iterable(batches))
-            for batch in batches:
-                slices_done = sum(islice(done, len(batch)))
-                if progress is not None:
-                    progress(slices_done)
+            for batch in [
+                *batches,
+                [],
+            ]:  # while one is looked at, those before it whose neighbours were seen are settled
+                looked = [workers.submit(look, *part) for part in batch]
+                ready = [part for part in waiting if all(number in seen for number in slabs.around(*part))]
+                settled = [workers.submit(settle, *waiting.popleft()) for _ in ready]
+                for done in settled:
+                    slices = done.result()
+                    if progress is not None:
+                        progress(slices)
+                for part, logits in zip(batch, looked, strict=True):
+                    seen.update(zip(range(*part), logits.result(), strict=True))
+                first = slabs.around(*waiting[0]).start if waiting else len(slabs)
+                seen = {number: logits for number, logits in seen.items() if number >= first}
 
     def parts(self, slices: int) -> list[list[tuple[int, int]]]:
         """The batches of so many slices, each in parts for :meth:`workers`, which are ``(start, stop)``.
@@ -351,16 +381,15 @@ def default_bundle() -> Path:
     return Path(str(files("covid_monai.bundles") / "lung_ct_ggo_consolidation_segmentation"))
 
 
-def _inside(planes: np.ndarray, box: Box) -> np.ndarray:
-    """What of (..., H, W) lies inside a box, a view."""
-    (top, bottom), (left, right) = box
-    return planes[..., top:bottom, left:right]
-
-
 def _limit_threads(threads: int) -> None:
     """Let convolutions of this thread compute with so many threads, and those of no other."""
     torch.get_num_threads()  # sets this thread's number, which would else be set by its first operation
     threadpool_limits(threads, user_api="openmp")
+
+
+def slice_distance(scan: CTScan) -> float | None:
+    """Millimetres from slice to slice; None where the source gives no lengths."""
+    return scan.upright_spacing[0] if scan.spacing_known else None
 
 
 def upright_hu(scan: CTScan) -> np.ndarray:

@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.utils import ensure_tuple_rep
 from torch.nn.functional import interpolate, pad
 
 from covid_monai.inference.precision import autocast
+from covid_monai.inference.slabs import Slabs
 from covid_monai.transforms import body_box
 
-__all__ = ["Box", "UprightSliceInferer"]
+__all__ = ["Box", "UprightSliceInferer", "inside"]
 
 Box = tuple[tuple[int, int], tuple[int, int]]
 """``((row_start, row_stop), (column_start, column_stop))`` in pixels."""
@@ -31,18 +33,29 @@ class UprightSliceInferer(Inferer):
     that training slices and scans are seen by the network at about one scale, and without padding, which would shift
     the statistics that batch normalisation has learnt.
 
+    Of a volume whose slices lie at a known distance, the network sees slabs of thin slices, the mean of each, and its
+    logits are smoothed along the patient's axis, see :class:`~covid_monai.inference.Slabs`.
+
     Args:
         size: rows and columns of what the network sees, or one number for both; multiples of 32 by preference.
         batch_size: slices in one forward pass.
         amp: use automatic mixed precision where the device has it, see :func:`~covid_monai.inference.autocast`.
         margin: pixels kept around the body.
+        slab: mm, thickness of what the network sees of thin slices; None for slices alone.
+        smoothing: mm, standard deviation of the smoothing along the axis; None for none.
 
     Raises:
-        ValueError: if ``size``, ``batch_size`` or ``margin`` is out of range.
+        ValueError: if ``size``, ``batch_size``, ``margin``, ``slab`` or ``smoothing`` is out of range.
     """
 
     def __init__(
-        self, size: Sequence[int] | int = (192, 256), batch_size: int = 8, amp: bool = True, margin: int = 4
+        self,
+        size: Sequence[int] | int = (192, 256),
+        batch_size: int = 8,
+        amp: bool = True,
+        margin: int = 4,
+        slab: float | None = None,
+        smoothing: float | None = None,
     ) -> None:
         super().__init__()
         self.size: tuple[int, int] = ensure_tuple_rep(size, 2)
@@ -53,6 +66,9 @@ class UprightSliceInferer(Inferer):
         self.batch_size = batch_size
         self.amp = amp
         self.margin = margin
+        self.slab = slab
+        self.smoothing = smoothing
+        self.slabs((0, 1), 1, 1.0)  # refuses lengths that are out of range
 
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
@@ -62,7 +78,8 @@ class UprightSliceInferer(Inferer):
         Args:
             inputs: windowed intensities in [0, 1], ``(B, C, H, W)`` slices or ``(B, C, H, W, D)`` volumes whose last
                 axis runs over slices; rows from anterior to posterior, columns from the patient's right to left
-                (MONAI's ``Orientation("PLS")``).
+                (MONAI's ``Orientation("PLS")``). The distance of the slices is that of a ``MetaTensor``'s affine; that
+                of other tensors is not known.
             network: maps ``(N, C, h, w)`` to logits ``(N, K, h, w)``: of lesion where K is 1, else of K classes for a
                 softmax, the first of them background.
             args: passed to the network.
@@ -85,11 +102,16 @@ class UprightSliceInferer(Inferer):
     def _volume(
         self, slices: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
-        box = self.box(slices)
-        parts = [
-            self.predict(slices[start:stop], box, network, *args, **kwargs) for start, stop in self.batches(len(slices))
-        ]
-        return torch.cat(parts).movedim(0, -1)
+        distance = float(slices.affine[:3, 2].norm()) if isinstance(slices, MetaTensor) else None
+        slices = torch.as_tensor(slices)
+        box, slabs = self.box(slices), self.slabs((0, len(slices)), len(slices), distance)
+        body = inside(slices, box)
+        batches = [*self.batches(len(slabs))]
+        seen = torch.cat(
+            [self.look(slabs.means(body[slabs.span(*batch)], *batch), network, *args, **kwargs) for batch in batches]
+        )
+        found = [self.enlarge(slabs.smooth(seen[slabs.around(*batch)], *batch), body.shape[-2:]) for batch in batches]
+        return _put_back(torch.cat(found), box, slices.shape[-2:]).movedim(0, -1)
 
     def batches(self, count: int) -> Iterator[tuple[int, int]]:
         """Yield ``(start, stop)`` of each batch of ``count`` slices."""
@@ -100,27 +122,42 @@ class UprightSliceInferer(Inferer):
         """Body box of windowed slices ``(..., H, W)``: one box for all of them."""
         return body_box(windowed, margin=self.margin)
 
+    def slabs(self, slices: tuple[int, int], count: int, distance: float | None, every_slice: bool = True) -> Slabs:
+        """The :class:`Slabs` of some slices of so many, which lie so many mm apart, None where that is not known."""
+        return Slabs(slices, count, distance, self.slab, self.smoothing, every_slice)
+
     def predict(
         self, windowed: torch.Tensor, box: Box, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         """Logits ``(N, K, H, W)`` of one batch of windowed slices ``(N, C, H, W)``, background outside a body box."""
-        (top, bottom), (left, right) = box
-        inside = self.predict_inside(windowed, box, network, *args, **kwargs)
-        rows, columns = windowed.shape[-2:]
-        edges = (left, columns - right, top, rows - bottom)
-        logits = pad(inside, edges, value=OUTSIDE_LOGIT)
-        if inside.shape[1] > 1:
-            logits[:, 0] = pad(inside[:, 0], edges)
-        return logits
+        body = inside(torch.as_tensor(windowed), box)
+        found = self.enlarge(self.look(body, network, *args, **kwargs), body.shape[-2:])
+        return _put_back(found, box, windowed.shape[-2:])
 
-    def predict_inside(
-        self, windowed: torch.Tensor, box: Box, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
-    ) -> torch.Tensor:
-        """Logits ``(N, K, bottom - top, right - left)`` of one batch in a given body box, nothing around it."""
-        (top, bottom), (left, right) = box
-        body = torch.as_tensor(windowed)[..., top:bottom, left:right]
+    def look(self, body: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Logits ``(N, K, *size)`` of one batch of windowed bodies ``(N, C, h, w)``, as the network sees them."""
         resized = interpolate(body.float(), size=self.size, mode="bilinear", antialias=True)
         with autocast(resized.device, self.amp):
             logits = network(resized.contiguous(memory_format=torch.channels_last), *args, **kwargs)
-        shrinks = bottom - top < self.size[0] or right - left < self.size[1]  # else the filter would only cost time
-        return interpolate(logits.float().contiguous(), size=body.shape[-2:], mode="bilinear", antialias=shrinks)
+        return logits.float().contiguous()
+
+    def enlarge(self, logits: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+        """Logits ``(N, K, *size)`` at the resolution of the body ``(h, w)``."""
+        shrinks = shape[0] < self.size[0] or shape[1] < self.size[1]  # else the filter would only cost time
+        return interpolate(logits, size=tuple(shape), mode="bilinear", antialias=shrinks)
+
+
+def inside(planes: Any, box: Box) -> Any:
+    """What of an array or tensor ``(..., H, W)`` lies inside a box, a view."""
+    (top, bottom), (left, right) = box
+    return planes[..., top:bottom, left:right]
+
+
+def _put_back(found: torch.Tensor, box: Box, shape: Sequence[int]) -> torch.Tensor:
+    """Logits of bodies in slices of a shape, background around them."""
+    (top, bottom), (left, right) = box
+    edges = (left, shape[1] - right, top, shape[0] - bottom)
+    logits = pad(found, edges, value=OUTSIDE_LOGIT)
+    if found.shape[1] > 1:
+        logits[:, 0] = pad(found[:, 0], edges)
+    return logits

@@ -170,12 +170,18 @@ class InfNetCascade(nn.Module):
         prior_dropout: probability, in training mode, that a slice gets an empty prior. On slices that the single
             network was trained on its prediction is better than it will be on others, so the multi network must not
             learn to trust it alone.
+        single_share: how much the single network's logit of lesion counts beside the multi network's, in evaluation
+            mode, 0 to 1: the logit of lesion is their weighted mean, and its class as the multi network has it. 0, as
+            published, takes the multi network's alone.
 
     Raises:
-        ValueError: if the networks' channels do not fit each other, or ``prior_dropout`` is no probability.
+        ValueError: if the networks' channels do not fit each other, or ``prior_dropout`` or ``single_share`` is not
+            between 0 and 1.
     """
 
-    def __init__(self, single: InfNet, multi: MultiInfNet, prior_dropout: float = 0.0) -> None:
+    def __init__(
+        self, single: InfNet, multi: MultiInfNet, prior_dropout: float = 0.0, single_share: float = 0.0
+    ) -> None:
         super().__init__()
         if (single.in_channels, single.out_channels) != (1, 1):
             raise ValueError(
@@ -188,7 +194,10 @@ class InfNetCascade(nn.Module):
             raise ValueError(f"prior_dropout is {prior_dropout}; give a probability, 0 to 1")
         self.single = single.requires_grad_(False)
         self.multi = multi
+        if not 0 <= single_share <= 1:
+            raise ValueError(f"single_share is {single_share}; give the single network's share in the decision, 0 to 1")
         self.prior_dropout = float(prior_dropout)
+        self.single_share = float(single_share)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "InfNetCascade":
@@ -206,12 +215,21 @@ class InfNetCascade(nn.Module):
         Returns:
             In training mode the multi network's maps, otherwise class logits ``(B, 3, H, W)``.
         """
-        prior = self.prior(x)
+        logit = self._logit(x)
+        prior = torch.sigmoid(logit)
         if self.training and self.prior_dropout > 0:
             prior = prior * (torch.rand(x.shape[0], 1, 1, 1, device=x.device) >= self.prior_dropout).to(prior.dtype)
-        return self.multi(torch.cat([x, prior], 1))
+        found = self.multi(torch.cat([x, prior], 1))
+        if self.training or self.single_share == 0 or not isinstance(found, torch.Tensor):
+            return found
+        background, lesion = found[:, :1], found[:, 1:]
+        odds = torch.logsumexp(lesion, 1, keepdim=True) - background
+        return torch.cat([background, lesion + self.single_share * (logit - odds)], 1)
 
     def prior(self, x: torch.Tensor) -> torch.Tensor:
         """Predict the probability of infection ``(B, 1, H, W)`` from slices of the same shape, without gradient."""
+        return torch.sigmoid(self._logit(x))
+
+    def _logit(self, x: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            return torch.sigmoid(self.single.predict(x).to(x.dtype))
+            return self.single.predict(x).to(x.dtype)

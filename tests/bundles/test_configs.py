@@ -128,6 +128,7 @@ def test_both_bundles_have_the_same_settings():
         "single",
         "single_lineage",
         "prior_dropout",
+        "single_share",
         "multi_def",
         "multi",
         "average",

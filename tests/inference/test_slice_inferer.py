@@ -10,7 +10,7 @@ from monai.data import MetaTensor
 from torch import nn
 
 from covid_monai.inference import UprightSliceInferer
-from covid_monai.inference.slice_inferer import OUTSIDE_LOGIT
+from covid_monai.inference.slice_inferer import OUTSIDE_LOGIT, inside
 from tests.inference.networks import Echo, Fixed
 
 
@@ -93,9 +93,10 @@ def test_outside_the_body_class_logits_say_background(classes: int, depth: int |
 def test_the_logits_inside_a_box_are_those_that_are_put_back(network: nn.Module):
     inferer = UprightSliceInferer(size=48, amp=False)
     slices, box = volume(3)[0].movedim(-1, 0), ((5, 61), (7, 40))
-    inside = inferer.predict_inside(slices, box, network)
-    assert inside.shape == (3, 2, 56, 33)
-    assert torch.equal(inferer.predict(slices, box, network)[..., 5:61, 7:40], inside)
+    body = inside(slices, box)
+    found = inferer.enlarge(inferer.look(body, network), body.shape[-2:])
+    assert found.shape == (3, 2, 56, 33)
+    assert torch.equal(inferer.predict(slices, box, network)[..., 5:61, 7:40], found)
 
 
 def test_slices_without_a_body_are_predicted_whole():
@@ -167,6 +168,25 @@ def test_monai_tensors_are_taken(network: nn.Module):
 def test_a_mixed_precision_network_gives_float32():
     pred = UprightSliceInferer(size=32)(torch.ones(1, 1, 32, 32), lambda x: x.to(torch.bfloat16))
     assert pred.dtype == torch.float32
+
+
+@pytest.mark.parametrize("wrong", [{"slab": 0.0}, {"smoothing": -1.0}])
+def test_lengths_that_are_none_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"of slices is .* mm: it must be positive, or None"):
+        UprightSliceInferer(**wrong)
+
+
+@torch.no_grad()
+def test_of_a_volume_at_a_known_distance_the_network_sees_slabs(network: nn.Module):
+    inferer = UprightSliceInferer(size=48, amp=False, slab=3.0)
+    affine = torch.tensor([[0, 0, 1.5, 9], [0, -0.7, 0, 8], [0.7, 0, 0, 7], [0, 0, 0, 1]])  # an axis, not a diagonal
+    scan = volume(5)
+    known = inferer(MetaTensor(scan[0], affine)[None], network)
+    slabs = torch.stack([scan[..., :2].mean(-1), scan[..., 2:4].mean(-1), scan[..., 4]], -1)
+    box = inferer.box(scan[0].movedim(-1, 0))
+    for place, slab in enumerate([0, 0, 1, 1, 2]):
+        expected = inferer.predict(slabs[..., slab], box, network)[0]
+        torch.testing.assert_close(known[0, ..., place], expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("wrong", [{"size": 31}, {"size": (64, 31)}, {"batch_size": 0}, {"margin": -1}])

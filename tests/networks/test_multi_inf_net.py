@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import math
 from functools import partial
 
 import pytest
@@ -54,12 +55,12 @@ class TestMultiInfNetAsPublished(NetworkTester, FeaturesTester, ExportTester):
     maps = UNET_MAPS
 
 
-def cascade(trunk: str = "unet") -> InfNetCascade:
+def cascade(trunk: str = "unet", single_share: float = 0.0) -> InfNetCascade:
     """A cascade whose single network has seen a batch, so that its statistics are not the initial ones."""
     single = InfNet()
     with torch.no_grad():
         single(torch.rand(2, 1, 64, 64))
-    return InfNetCascade(single, MultiInfNet(trunk))
+    return InfNetCascade(single, MultiInfNet(trunk), single_share=single_share)
 
 
 class CascadeTester(NetworkTester, ExportTester):
@@ -90,6 +91,15 @@ class TestInfNetCascade(CascadeTester):
     build = staticmethod(cascade)
     multi_stride = 16
     maps = UNET_MAPS
+
+
+class TestInfNetCascadeThatDecidesByBoth(ExportTester):
+    """Exported, the mean of both networks' logits is in it."""
+
+    build = staticmethod(partial(cascade, single_share=0.5))
+    out_channels = 3
+    maps = UNET_MAPS
+    set_training = CascadeTester.set_training
 
 
 @pytest.mark.slow
@@ -179,6 +189,34 @@ def test_prior_dropout_empties_the_prior_of_some_slices_in_training_only():
 def test_prior_dropout_is_a_probability(probability):
     with pytest.raises(ValueError, match="prior_dropout"):
         InfNetCascade(InfNet(), MultiInfNet(), probability)
+
+
+class Classes(MultiInfNet):
+    """Logits 0 for background, 1 for ground glass and 3 for consolidation everywhere."""
+
+    def forward(self, x):
+        logits = torch.tensor([0.0, 1.0, 3.0])[:, None, None].expand(len(x), 3, *x.shape[2:])
+        return UNetMaps(logits) if self.training else logits
+
+
+def test_lesion_is_the_mean_of_both_networks_logits_where_the_cascade_predicts():
+    x = torch.rand(2, 1, 16, 16)  # the single network's logit is 4 x - 2
+    odds = torch.tensor(math.log(math.exp(1) + math.exp(3)))
+    for share in (0.0, 0.25, 1.0):
+        net = InfNetCascade(HandMade(), Classes(), single_share=share)
+        found = net.eval()(x)
+        lesion = torch.logsumexp(found[:, 1:], 1, keepdim=True) - found[:, :1]
+        torch.testing.assert_close(lesion, share * (4 * x - 2) + (1 - share) * odds.expand_as(x))
+        torch.testing.assert_close(found[:, 2] - found[:, 1], torch.full((2, 16, 16), 2.0))  # classes as they were
+        assert torch.equal(net.train()(x).pred[0, :, 0, 0], torch.tensor([0.0, 1.0, 3.0]))  # what is trained
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_single_share_is_a_share(share):
+    with pytest.raises(
+        ValueError, match=r"single_share is .*; give the single network's share in the decision, 0 to 1"
+    ):
+        InfNetCascade(InfNet(), MultiInfNet(), single_share=share)
 
 
 @pytest.mark.parametrize("turn", [lambda x: x.flip(-1), lambda x: x.flip(-2), lambda x: x[..., 16:, :32]])
