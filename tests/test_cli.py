@@ -136,6 +136,7 @@ def test_predicting_does_not_wait_for_what_only_training_needs():
         "import covid_monai.analysis\n"
         "print([name for name in ('ignite', 'mlflow', 'matplotlib', 'pandas') if name in sys.modules])\n"
         "import ignite, matplotlib.pyplot, scipy.signal, skimage\n"
+        "import monai.bundle, monai.engines, monai.handlers\n"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "[]"
