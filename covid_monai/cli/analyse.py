@@ -117,7 +117,7 @@ def add_model_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--floor-percent", type=float, metavar="PERCENT", help="a place of whose lung less is lesion "
                          "counts as free of it")  # fmt: skip
     command.add_argument("--no-ranges", action="store_true", help="do not make the figures again on mirrored slices "
-                         "and at other thresholds: the network sees each slice once")  # fmt: skip
+                         "and at other thresholds: the network sees the scan once")  # fmt: skip
 
 
 def _analyse(options: argparse.Namespace) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lesion mask of a whole scan, slice by slice, with the network of a bundle."""
+"""Lesion mask of a whole scan with the 2-D network of a bundle."""
 
 from __future__ import annotations
 
@@ -70,8 +70,9 @@ class LesionLevels:
 
     Attributes:
         thresholds: probabilities from which a pixel is lesion, ascending.
-        values: (N, h, w) uint8, of the slices that were looked at, inside ``box``: twice the number of thresholds that
-            the probability of lesion reaches, plus one where consolidation is more probable than ground glass.
+        values: (N, h, w) uint8, of the slices or slabs that were decided, inside ``box``: twice the number of
+            thresholds that the probability of lesion reaches, plus one where consolidation is more probable than ground
+            glass.
         standing: (Z,) for each slice of the scan the number of the one in ``values`` that stands for it; -1 for those
             without lesion that were not looked at.
         shape: (H, W) of the scan's slices.
@@ -304,32 +305,33 @@ class LesionSegmenter:
         @torch.inference_mode()
         def settle(start: int, stop: int) -> int:
             around = torch.stack([seen[number] for number in slabs.around(start, stop)])
-            logits = self.inferer.enlarge(slabs.smooth(around, start, stop), decided.shape[1:])
-            decided[slabs.rows(start, stop)] = decide(logits)[:, 0].cpu().numpy()
+            rows = decided[slabs.rows(start, stop)]
+            at_once = stop - start  # a slab may have many slices, and these are large
+            for first, logits in enumerate(slabs.smooth(around, start, stop).split(at_once)):
+                codes = decide(self.inferer.enlarge(logits, rows.shape[1:]))[:, 0]
+                rows[first * at_once :][: len(codes)] = codes.cpu().numpy()
             span = slabs.span(start, stop)
             return span.stop - span.start
 
         batches = self.parts(len(slabs))
-        waiting = deque(part for batch in batches for part in batch)
+        to_settle = deque(part for batch in batches for part in batch)
+        nothing: list[tuple[int, int]] = []
         with self.workers(max(map(len, batches), default=1)) as workers:
-            for batch in [
-                *batches,
-                [],
-            ]:  # while one is looked at, those before it whose neighbours were seen are settled
+            for batch in (*batches, nothing):
                 looked = [workers.submit(look, *part) for part in batch]
-                ready = [part for part in waiting if all(number in seen for number in slabs.around(*part))]
-                settled = [workers.submit(settle, *waiting.popleft()) for _ in ready]
+                ready = [part for part in to_settle if all(number in seen for number in slabs.around(*part))]
+                settled = [workers.submit(settle, *to_settle.popleft()) for _ in ready]
                 for done in settled:
                     slices = done.result()
                     if progress is not None:
                         progress(slices)
                 for part, logits in zip(batch, looked, strict=True):
                     seen.update(zip(range(*part), logits.result(), strict=True))
-                first = slabs.around(*waiting[0]).start if waiting else len(slabs)
-                seen = {number: logits for number, logits in seen.items() if number >= first}
+                wanted = slabs.around(*to_settle[0]).start if to_settle else len(slabs)
+                seen = {number: logits for number, logits in seen.items() if number >= wanted}
 
-    def parts(self, slices: int) -> list[list[tuple[int, int]]]:
-        """The batches of so many slices, each in parts for :meth:`workers`, which are ``(start, stop)``.
+    def parts(self, slabs: int) -> list[list[tuple[int, int]]]:
+        """The batches of so many slabs, each in parts for :meth:`workers`, which are ``(start, stop)``.
 
         On a CPU the parts of a batch, each on its own share of the cores, take less time than the whole of it on all of
         them, for much of the work of a layer is not shared out.
@@ -340,7 +342,7 @@ class LesionSegmenter:
                 (int(part[0]), int(part[-1]) + 1)
                 for part in np.array_split(np.arange(start, stop), min(most, stop - start))
             ]
-            for start, stop in self.inferer.batches(slices)
+            for start, stop in self.inferer.batches(slabs)
         ]
 
     def workers(self, parts: int) -> ThreadPoolExecutor:

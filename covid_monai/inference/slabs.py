@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 
@@ -32,7 +34,7 @@ class Slabs:
         standing: (count,) for each slice of the scan the row of logits that is its own; -1 outside the part.
 
     Raises:
-        ValueError: if a length is not positive.
+        ValueError: if a length is not positive and finite.
     """
 
     def __init__(
@@ -45,11 +47,11 @@ class Slabs:
         every_slice: bool = True,
     ) -> None:
         for name, length in (("distance", distance), ("thickness", thickness), ("smoothing", smoothing)):
-            if length is not None and not length > 0:
-                raise ValueError(f"{name} of slices is {length} mm: it must be positive, or None.")
+            if length is not None and not 0 < length < math.inf:
+                raise ValueError(f"{name} of slices is {length} mm: it must be positive and finite, or None.")
         every = 1 if distance is None or thickness is None else max(1, int(thickness / distance + 1e-3))
         first, end = slices
-        starts = range(first // every * every, end, every)
+        starts = range(first // every * every, end if end > first else 0, every)
         self.slabs = [slice(start, min(start + every, count)) for start in starts]
         self.standing = np.full(count, -1)
         for number, slab in enumerate(self.slabs):
@@ -57,7 +59,7 @@ class Slabs:
         self._middles = np.array([(slab.start + slab.stop - 1) / 2 for slab in self.slabs])
         self._every_slice = every_slice
         self._scale = None if distance is None or smoothing is None else distance / smoothing
-        self._reach = 0 if self._scale is None else int(REACH / (self._scale * every)) + 1
+        self._reach = 0 if self._scale is None else int(min(count, REACH / (self._scale * every))) + 1
 
     def __len__(self) -> int:
         return len(self.slabs)

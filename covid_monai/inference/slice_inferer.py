@@ -38,7 +38,7 @@ class UprightSliceInferer(Inferer):
 
     Args:
         size: rows and columns of what the network sees, or one number for both; multiples of 32 by preference.
-        batch_size: slices in one forward pass.
+        batch_size: slices, or slabs, in one forward pass.
         amp: use automatic mixed precision where the device has it, see :func:`~covid_monai.inference.autocast`.
         margin: pixels kept around the body.
         slab: mm, thickness of what the network sees of thin slices; None for slices alone.
@@ -103,15 +103,19 @@ class UprightSliceInferer(Inferer):
         self, slices: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
     ) -> torch.Tensor:
         distance = float(slices.affine[:3, 2].norm()) if isinstance(slices, MetaTensor) else None
-        slices = torch.as_tensor(slices)
+        slices = slices.as_tensor() if isinstance(slices, MetaTensor) else slices
         box, slabs = self.box(slices), self.slabs((0, len(slices)), len(slices), distance)
         body = inside(slices, box)
         batches = [*self.batches(len(slabs))]
         seen = torch.cat(
             [self.look(slabs.means(body[slabs.span(*batch)], *batch), network, *args, **kwargs) for batch in batches]
         )
-        found = [self.enlarge(slabs.smooth(seen[slabs.around(*batch)], *batch), body.shape[-2:]) for batch in batches]
-        return _put_back(torch.cat(found), box, slices.shape[-2:]).movedim(0, -1)
+        found = [
+            _put_back(self.enlarge(logits, body.shape[-2:]), box, slices.shape[-2:])
+            for batch in batches
+            for logits in slabs.smooth(seen[slabs.around(*batch)], *batch).split(self.batch_size)
+        ]
+        return torch.cat(found).movedim(0, -1)
 
     def batches(self, count: int) -> Iterator[tuple[int, int]]:
         """Yield ``(start, stop)`` of each batch of ``count`` slices."""

@@ -79,6 +79,7 @@ def test_inference_config_and_training_config_describe_one_network(bundle: Bundl
     assert type(network) is type(used)
     shapes, wanted = ({k: v.shape for k, v in each.state_dict().items()} for each in (network, used))
     assert shapes == wanted
+    assert getattr(network, "single_share", None) == getattr(used, "single_share", None)
 
 
 def test_inference_config_stands_alone(bundle: Bundle, tmp_path: Path):
@@ -89,7 +90,7 @@ def test_inference_config_stands_alone(bundle: Bundle, tmp_path: Path):
     content = yaml.safe_load((tmp_path / "inference.yaml").read_text())
     assert not [value for value in leaves(content["network_def"]) if str(value).startswith(("$", "@", "%"))]
     assert "single_weights" not in content
-    for key in ("size", "batch_size", "window_level", "window_width", "threshold"):
+    for key in ("size", "batch_size", "window_level", "window_width", "threshold", "slab", "smoothing"):
         assert not str(content[key]).startswith(("$", "@")), key
 
 

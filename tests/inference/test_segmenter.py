@@ -238,22 +238,32 @@ def test_a_lesion_in_one_thin_slice_alone_is_smoothed_away():
     assert not segmenter.segment(hu, 1.0).any()
 
 
-class Failing(Band):
-    """Fails on the fifth batch."""
-
-    calls = 0
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.calls += len(x) > 1 or x.std() < 0.2
-        if self.calls > 5:
-            raise RuntimeError("out of memory")
-        return super().forward(x)
-
-
 def test_what_fails_on_the_way_ends_the_whole():
-    segmenter = LesionSegmenter(Failing(-700.0, -100.0), UprightSliceInferer(64, batch_size=2), device="cpu")
+    hu = np.zeros((200, 64, 64), dtype=np.float32)
+    inferer = UprightSliceInferer(64, batch_size=2)
+    seen: list[int] = []
+
+    class Failing(Band):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(len(x))
+            if sum(seen) > 20:
+                raise RuntimeError("out of memory")
+            return super().forward(x)
+
     with pytest.raises(RuntimeError, match="out of memory"):
-        segmenter.segment(np.zeros((200, 64, 64), dtype=np.float32), 1.0)
+        LesionSegmenter(Failing(-700.0, -100.0), inferer, device="cpu").segment(hu)
+    assert 20 < sum(seen) < 40
+    segmenter = LesionSegmenter(Band(-700.0, -100.0), inferer, device="cpu")
+    told: list[int] = []
+
+    def stop(slices: int) -> None:
+        told.append(slices)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        segmenter.segment(hu, progress=stop)
+    assert len(told) == 1
+    assert segmenter.segment(hu).shape == hu.shape  # nothing is left of what was begun
 
 
 @pytest.mark.parametrize(
@@ -396,6 +406,7 @@ def test_a_missing_version_is_refused(bundle: Path):
         ("threshold", "0.5"),
         ("slab", 0),
         ("smoothing", "3 mm"),
+        ("smoothing", float("inf")),
         ("size", 16),
         ("size", None),
         ("size", [64]),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from monai.data import MetaTensor
+from monai.data import DataLoader, Dataset, MetaTensor
 from torch import nn
 
 from covid_monai.inference import UprightSliceInferer
@@ -172,7 +172,7 @@ def test_a_mixed_precision_network_gives_float32():
 
 @pytest.mark.parametrize("wrong", [{"slab": 0.0}, {"smoothing": -1.0}])
 def test_lengths_that_are_none_are_refused(wrong):
-    with pytest.raises(ValueError, match=r"of slices is .* mm: it must be positive, or None"):
+    with pytest.raises(ValueError, match=r"of slices is .* mm: it must be positive and finite, or None"):
         UprightSliceInferer(**wrong)
 
 
@@ -181,12 +181,14 @@ def test_of_a_volume_at_a_known_distance_the_network_sees_slabs(network: nn.Modu
     inferer = UprightSliceInferer(size=48, amp=False, slab=3.0)
     affine = torch.tensor([[0, 0, 1.5, 9], [0, -0.7, 0, 8], [0.7, 0, 0, 7], [0, 0, 0, 1]])  # an axis, not a diagonal
     scan = volume(5)
-    known = inferer(MetaTensor(scan[0], affine)[None], network)
+    scans = [MetaTensor(scan[0], affine), MetaTensor(scan[0].flip(1), torch.eye(4) * 10)]
+    known, thick = inferer(next(iter(DataLoader(Dataset(scans), batch_size=2))), network)
     slabs = torch.stack([scan[..., :2].mean(-1), scan[..., 2:4].mean(-1), scan[..., 4]], -1)
     box = inferer.box(scan[0].movedim(-1, 0))
     for place, slab in enumerate([0, 0, 1, 1, 2]):
         expected = inferer.predict(slabs[..., slab], box, network)[0]
-        torch.testing.assert_close(known[0, ..., place], expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(known[..., place], expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(thick, inferer(scan.flip(2), network)[0])
 
 
 @pytest.mark.parametrize("wrong", [{"size": 31}, {"size": (64, 31)}, {"batch_size": 0}, {"margin": -1}])
