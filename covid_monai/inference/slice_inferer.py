@@ -86,7 +86,8 @@ class UprightSliceInferer(Inferer):
             kwargs: passed to the network.
 
         Returns:
-            Float32 logits, ``(B, K, H, W)`` or ``(B, K, H, W, D)``; background outside the body box.
+            Float32 logits, ``(B, K, H, W)`` or ``(B, K, H, W, D)``; background outside the body box. A ``MetaTensor``
+            keeps its metadata.
 
         Raises:
             ValueError: if ``inputs`` has neither four nor five dimensions.
@@ -97,7 +98,8 @@ class UprightSliceInferer(Inferer):
             raise ValueError(
                 f"expected (B, C, H, W) slices or (B, C, H, W, D) volumes, got shape {tuple(inputs.shape)}."
             )
-        return torch.stack([self._volume(x.movedim(-1, 0), network, *args, **kwargs) for x in inputs])
+        logits = torch.stack([self._volume(x.movedim(-1, 0), network, *args, **kwargs) for x in inputs])
+        return MetaTensor(logits).copy_meta_from(inputs) if isinstance(inputs, MetaTensor) else logits
 
     def _volume(
         self, slices: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any

@@ -182,7 +182,10 @@ def test_of_a_volume_at_a_known_distance_the_network_sees_slabs(network: nn.Modu
     affine = torch.tensor([[0, 0, 1.5, 9], [0, -0.7, 0, 8], [0.7, 0, 0, 7], [0, 0, 0, 1]])  # an axis, not a diagonal
     scan = volume(5)
     scans = [MetaTensor(scan[0], affine), MetaTensor(scan[0].flip(1), torch.eye(4) * 10)]
-    known, thick = inferer(next(iter(DataLoader(Dataset(scans), batch_size=2))), network)
+    batch = next(iter(DataLoader(Dataset(scans), batch_size=2)))
+    known, thick = found = inferer(batch, network)
+    assert torch.equal(found.affine, batch.affine)
+    assert found.meta == batch.meta
     slabs = torch.stack([scan[..., :2].mean(-1), scan[..., 2:4].mean(-1), scan[..., 4]], -1)
     box = inferer.box(scan[0].movedim(-1, 0))
     for place, slab in enumerate([0, 0, 1, 1, 2]):
