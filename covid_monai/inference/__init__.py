@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Slice-wise prediction over scans."""
 
+from covid_monai.inference.bundle import BundleError, default_bundle
 from covid_monai.inference.fast import FastNetwork
 from covid_monai.inference.precision import AutocastInferer, autocast
 from covid_monai.inference.segmenter import (
-    BundleError,
     LesionLevels,
     LesionSegmenter,
     ModelFacts,
-    default_bundle,
     slice_distance,
     upright_hu,
 )

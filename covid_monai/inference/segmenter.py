@@ -3,48 +3,33 @@
 
 from __future__ import annotations
 
-import importlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from threadpoolctl import threadpool_limits
 
 from covid_monai.ct import CTScan
+from covid_monai.inference.bundle import BundleError, network_from, read_plain
 from covid_monai.inference.fast import FastNetwork
 from covid_monai.inference.slabs import Slabs
 from covid_monai.inference.slice_inferer import Box, UprightSliceInferer, inside
 from covid_monai.networks import WeightsError, load_weights, weights_sha256
 from covid_monai.transforms import BOX_SLICES, GreyToHU, LesionCodes, LungWindow, lesion_odds
 
-__all__ = [
-    "BundleError",
-    "LesionLevels",
-    "LesionSegmenter",
-    "ModelFacts",
-    "default_bundle",
-    "slice_distance",
-    "upright_hu",
-]
+__all__ = ["LesionLevels", "LesionSegmenter", "ModelFacts", "slice_distance", "upright_hu"]
 
-NETWORKS = "covid_monai.networks"
 CLASSES = {1: ("lesion",), 3: ("ground glass", "consolidation")}
 """Names of the mask's codes from 1 on, by how many logits the network gives."""
 
 MOST_AT_ONCE = 4
 """Parts of a batch: with one slice each the network would be slower by more than its share of the cores gains."""
-
-
-class BundleError(ValueError):
-    """A bundle lacks what inference needs."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +150,7 @@ class LesionSegmenter:
             covid_monai.networks.WeightsError: when the weights are missing or were changed.
         """
         device = _device(device)
-        config, metadata = (_read(bundle / "configs" / name) for name in ("inference.yaml", "metadata.json"))
+        config, metadata = (read_plain(bundle / "configs" / name) for name in ("inference.yaml", "metadata.json"))
         weights = weights or bundle / "models" / "model.pt"
         if not weights.is_file():
             raise WeightsError(
@@ -174,7 +159,7 @@ class LesionSegmenter:
             )
         state = load_weights(weights)
         try:
-            network = _network(config["network_def"])
+            network = network_from(config["network_def"])
             window = LungWindow(level=config["window_level"], width=config["window_width"])
             inferer = UprightSliceInferer(
                 size=config["size"],
@@ -378,11 +363,6 @@ class LesionSegmenter:
         return torch.as_tensor(self.window(torch.from_numpy(np.ascontiguousarray(hu))))[:, None]
 
 
-def default_bundle() -> Path:
-    """Folder of the bundle that is used when none is given: the cascade, which is shipped with its weights."""
-    return Path(str(files("covid_monai.bundles") / "lung_ct_ggo_consolidation_segmentation"))
-
-
 def _limit_threads(threads: int) -> None:
     """Let convolutions of this thread compute with so many threads, and those of no other."""
     torch.get_num_threads()  # sets this thread's number, which would else be set by its first operation
@@ -414,41 +394,3 @@ def _device(device: torch.device | str | None) -> torch.device:
     if found.type == "cuda" and found.index is None:
         return torch.device("cuda", torch.cuda.current_device())  # which other threads would take for another one
     return found
-
-
-def _network(definition: Any) -> torch.nn.Module:
-    """The network that plain values describe: its class under ``_target_``, and its arguments, networks or not."""
-    if not isinstance(definition, dict):
-        raise ValueError(f"network_def holds {definition!r} where a network with its _target_ is expected.")
-    network = _network_class(str(definition["_target_"]))
-    return network(**{name: _argument(value) for name, value in definition.items() if name != "_target_"})
-
-
-def _argument(value: Any) -> Any:
-    if isinstance(value, dict):
-        return _network(value)
-    if isinstance(value, list):
-        return [_argument(each) for each in value]
-    if isinstance(value, str) and value.startswith(("$", "@", "%")):
-        raise ValueError(f"network_def holds the expression {value!r}: it is not run, write the value.")
-    return value
-
-
-def _network_class(target: str) -> type[torch.nn.Module]:
-    """The network that a configuration names; nothing else of this package, and nothing of another."""
-    module, _, name = target.rpartition(".")
-    networks = importlib.import_module(NETWORKS)
-    found = getattr(networks, name, None) if module == NETWORKS and name in networks.__all__ else None
-    if not (isinstance(found, type) and issubclass(found, torch.nn.Module)):
-        raise ValueError(f"{target} is no network of {NETWORKS}.")
-    return found
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise BundleError(f"{path} cannot be read: give a bundle's folder with --bundle.") from error
-    if not isinstance(content, dict):
-        raise BundleError(f"{path} is not a configuration: give a bundle's folder with --bundle.")
-    return content
