@@ -4,9 +4,9 @@
     python benchmarks/analyse.py [--slices 100 300 800] [--rounds 2] [--encoder res2net50 --size 352 352]
 
 Both run in cold processes of their own, in turn; the fastest round of each counts. "Network" is its forward pass over
-the scan's slabs, as they are and mirrored, by the same threads. The scan is a phantom of
-512 x 512 pixels; a longer one shows each slice several times, thinner. The model is the shipped one, or Inf-Net with
-another encoder and random weights.
+the scan's slabs, as they are and mirrored, by the same threads. The scan is a phantom of 512 x 512 pixels; a longer one
+shows each slice several times, thinner. The model is the shipped one, or Inf-Net with another encoder and random
+weights.
 """
 
 from __future__ import annotations

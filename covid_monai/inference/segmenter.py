@@ -292,9 +292,10 @@ class LesionSegmenter:
             around = torch.stack([seen[number] for number in slabs.around(start, stop)])
             rows = decided[slabs.rows(start, stop)]
             at_once = stop - start  # a slab may have many slices, and these are large
-            for first, logits in enumerate(slabs.smooth(around, start, stop).split(at_once)):
+            pieces = slabs.smooth(around, start, stop).split(at_once)
+            for row, logits in zip(range(0, len(rows), at_once), pieces, strict=True):
                 codes = decide(self.inferer.enlarge(logits, rows.shape[1:]))[:, 0]
-                rows[first * at_once :][: len(codes)] = codes.cpu().numpy()
+                rows[row : row + at_once] = codes.cpu().numpy()
             span = slabs.span(start, stop)
             return span.stop - span.start
 
