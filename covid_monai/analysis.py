@@ -17,7 +17,7 @@ import numpy as np
 
 from covid_monai import __version__
 from covid_monai.ct import CTScan
-from covid_monai.inference import LesionSegmenter, slice_distance, upright_hu
+from covid_monai.inference import LesionLevels, LesionSegmenter, slice_distance, upright_hu
 from covid_monai.severity import (
     CUT_OFF,
     CUT_OFF_SOURCE,
@@ -133,44 +133,36 @@ def analyse(
     start = time.perf_counter()
     hu, spacing, distance = upright_hu(scan), scan.upright_spacing, slice_distance(scan)
     threshold = segmenter.codes.threshold
-    thresholds = (*THRESHOLDS, threshold) if ranges else (threshold,)
+    thresholds = tuple(sorted({*THRESHOLDS, threshold})) if ranges else (threshold,)
     with ThreadPoolExecutor(max_workers=1) as beside:
         prepared = beside.submit(segmenter.prepare)
         identity = beside.submit(scan_id, scan)
         search = (lungs or ThresholdLungs()).begin(hu, spacing)
         prepared.result()
         searched = time.perf_counter()
-        levels = [segmenter.levels(hu, thresholds, distance, False, progress, search.slices)]
+        levels = segmenter.levels(hu, thresholds, distance, False, progress, search.slices)
         segmented = time.perf_counter()
-        if ranges:  # the network sees mirrored slices while the lungs are completed
-            mirrored = beside.submit(segmenter.levels, hu, thresholds, distance, True, progress, search.slices)
-        found = search.finish(levels[0].codes(threshold))
+        if ranges:  # the network sees mirrored slices while the lungs are completed, on one core
+            mirrored = beside.submit(segmenter.levels, hu, thresholds, distance, True, progress, search.slices, spare=1)
+        found = search.finish(levels.codes(threshold))
         del search  # it holds the scan's blocks, which the rest has no use for
         lobes = approximate_lobes(found.mask, spacing) if found.lobes is None else found.lobes
         regions = divide_regions(lobes, spacing)
         del lobes
         lungs_done = time.perf_counter()
+        counts, lesions = _counts(levels, regions), levels.codes(threshold)
+        del levels
+        for plane, lung in zip(lesions, found.mask, strict=True):
+            plane[lung == 0] = 0
+        peripheral = peripheral_share(lesions, found.mask, spacing)
+        counted = time.perf_counter()
         if ranges:
-            levels.append(mirrored.result())
-    ranged_done = time.perf_counter()
-
-    def measure(counts: np.ndarray) -> Severity:
-        return severity(counts, scan.voxel_ml, len(segmenter.classes) > 1, floor or NoiseFloor(), assessable)
-
-    assessable = _assessable(found, scan)
-    variants = [
-        measure(counts)
-        for each in levels
-        for counts in at_thresholds(count(each.planes(), regions, 2 * len(each.thresholds) + 2), len(each.thresholds))
-    ]
-    figures = variants[levels[0].thresholds.index(threshold)]
-    ranged = spread(variants, levels[0].thresholds, mirrored=True) if ranges else None
-    del levels[1:]
-    lesions = levels.pop().codes(threshold)
-    for plane, lung in zip(lesions, found.mask, strict=True):
-        plane[lung == 0] = 0
-    finding = find_opacities(figures, ranged, peripheral_share(lesions, found.mask, spacing))
+            counts += _counts(mirrored.result(), regions)
     finished = time.perf_counter()
+    told_apart, assessable = len(segmenter.classes) > 1, _assessable(found, scan)
+    variants = [severity(each, scan.voxel_ml, told_apart, floor or NoiseFloor(), assessable) for each in counts]
+    figures = variants[thresholds.index(threshold)]
+    ranged = spread(variants, thresholds, mirrored=True) if ranges else None
     record = {
         "scan": {
             "units": scan.units,
@@ -193,8 +185,8 @@ def analyse(
         "seconds": {
             "segmentation": round(segmented - searched, 3),
             "lungs and regions": round(searched - start + lungs_done - segmented, 3),
-            "mirrored slices": round(ranged_done - lungs_done, 3),  # what was not done beside the lungs
-            "scores": round(finished - ranged_done, 3),
+            "scores": round(counted - lungs_done, 3),
+            "mirrored slices": round(finished - counted, 3),  # what was not done beside the rest
         },
     }
     warnings = (
@@ -205,7 +197,7 @@ def analyse(
         scan_id=identity.result(),
         severity=figures,
         spread=ranged,
-        finding=finding,
+        finding=find_opacities(figures, ranged, peripheral),
         slice_shares=slice_shares(lesions, found.mask),
         lesion_slices=int(np.any(lesions, axis=(1, 2)).sum()),
         warnings=warnings,
@@ -217,6 +209,12 @@ def analyse(
         regions=regions,
         classes=segmenter.classes,
     )
+
+
+def _counts(levels: LesionLevels, regions: np.ndarray) -> list[np.ndarray]:
+    """Voxels by region and lesion code at each threshold, ascending."""
+    thresholds = len(levels.thresholds)
+    return at_thresholds(count(levels.planes(), regions, 2 * thresholds + 2), thresholds)
 
 
 def method_of(segmenter: LesionSegmenter) -> dict[str, Any]:

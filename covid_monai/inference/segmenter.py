@@ -225,6 +225,7 @@ class LesionSegmenter:
         mirrored: bool = False,
         progress: Callable[[int], Any] | None = None,
         slices: slice = slice(None),
+        spare: int = 0,
     ) -> LesionLevels:
         """Lesions of upright slices at several thresholds, by one pass of the network.
 
@@ -238,6 +239,7 @@ class LesionSegmenter:
                 plane then, its middle, which stands for its slices.
             progress: called with the number of slices done since the last call, those that are left out included.
             slices: the range of slices to look at, widened to whole slabs; there is no lesion in others.
+            spare: cores of the CPU to leave to what runs beside, as far as there are more.
         """
         ascending = tuple(sorted(set(thresholds)))
         limits = torch.tensor(ascending, device=self.device).logit()
@@ -258,7 +260,7 @@ class LesionSegmenter:
             progress(left_out)
         box = self._box(hu)
         values = np.empty((slabs.standing.max() + 1, *(end - start for start, end in box)), dtype=np.uint8)
-        self._decide(hu, slabs, box, decide, network, values, progress)
+        self._decide(hu, slabs, box, decide, network, values, progress, spare)
         return LesionLevels(ascending, values, slabs.standing, hu.shape[1:], box)
 
     def prepare(self) -> None:
@@ -278,6 +280,7 @@ class LesionSegmenter:
         network: Callable[[torch.Tensor], torch.Tensor],
         decided: np.ndarray,
         progress: Callable[[int], Any] | None,
+        spare: int = 0,
     ) -> None:
         """Write into ``decided`` (N, h, w) what ``decide`` gives for the rows of logits inside the body's box."""
         seen: dict[int, torch.Tensor] = {}
@@ -302,7 +305,7 @@ class LesionSegmenter:
         batches = self.parts(len(slabs))
         to_settle = deque(part for batch in batches for part in batch)
         nothing: list[tuple[int, int]] = []
-        with self.workers(max(map(len, batches), default=1)) as workers:
+        with self.workers(max(map(len, batches), default=1), spare) as workers:
             for batch in (*batches, nothing):
                 looked = [workers.submit(look, *part) for part in batch]
                 ready = [part for part in to_settle if all(number in seen for number in slabs.around(*part))]
@@ -331,13 +334,13 @@ class LesionSegmenter:
             for start, stop in self.inferer.batches(slabs)
         ]
 
-    def workers(self, parts: int) -> ThreadPoolExecutor:
-        """Threads that take one of so many parts of a batch each, to be closed by the caller."""
+    def workers(self, parts: int, spare: int = 0) -> ThreadPoolExecutor:
+        """Threads, to be closed by the caller, that take a part of a batch each, on all cores but ``spare``."""
         if self.device.type != "cpu":
             return ThreadPoolExecutor(max_workers=1)
-        threads = torch.get_num_threads()
-        count = max(1, min(threads, MOST_AT_ONCE, parts))
-        shares = [threads // count + (number < threads % count) for number in range(count)]
+        cores = max(1, torch.get_num_threads() - spare)
+        count = max(1, min(cores, MOST_AT_ONCE, parts))
+        shares = [cores // count + (number < cores % count) for number in range(count)]
         return ThreadPoolExecutor(count, initializer=lambda: _limit_threads(shares.pop()))
 
     @torch.inference_mode()

@@ -267,10 +267,13 @@ def test_what_fails_on_the_way_ends_the_whole():
 
 
 @pytest.mark.parametrize(
-    ("threads", "batches", "shares"),
-    [(1, 9, [1]), (3, 9, [1, 1, 1]), (6, 9, [1, 1, 2, 2]), (6, 2, [3, 3]), (6, 0, [6])],
+    ("threads", "batches", "spare", "shares"),
+    [
+        *[(1, 9, 0, [1]), (3, 9, 0, [1, 1, 1]), (6, 9, 0, [1, 1, 2, 2]), (6, 2, 0, [3, 3]), (6, 0, 0, [6])],
+        *[(1, 9, 1, [1]), (2, 9, 1, [1]), (6, 9, 1, [1, 1, 1, 2])],
+    ],
 )
-def test_cores_are_shared_out_among_batches(threads: int, batches: int, shares: list[int]):
+def test_cores_are_shared_out_among_batches(threads: int, batches: int, spare: int, shares: list[int]):
     before = torch.get_num_threads()
     segmenter = LesionSegmenter(Band(-700, -100), device="cpu")
     together = Barrier(len(shares))
@@ -281,7 +284,7 @@ def test_cores_are_shared_out_among_batches(threads: int, batches: int, shares: 
 
     torch.set_num_threads(threads)
     try:
-        with segmenter.workers(batches) as workers:
+        with segmenter.workers(batches, spare) as workers:
             assert sorted(workers.map(own, shares)) == shares
         with ThreadPoolExecutor() as another:
             assert (torch.get_num_threads(), another.submit(torch.get_num_threads).result()) == (threads, threads)
