@@ -79,6 +79,21 @@ def test_the_metadata_give_figures_of_the_card(shipped: Path):
         assert f"{value:.3f}".removeprefix("0") in performance, name
 
 
+def test_the_readme_gives_figures_of_the_cards():
+    readme = " ".join((BUNDLES.parent / "README.md").read_text().split())
+    lesion, *classes = re.search(
+        r"masks have a Dice of (\.\d+) \(ground glass (\.\d+), consolidation (\.\d+)\)", readme
+    ).groups()
+    demo = row(BUNDLES / CASCADE, "the phantom of `covid-monai demo`, true HU: Dice")
+    assert demo == " | ".join([*classes, lesion])
+    ground_glass, consolidation, single = re.search(
+        r"mean Dice of (\.\d+) for ground glass and (\.\d+) for consolidation, and (\.\d+)", readme
+    ).groups()
+    assert f"**{ground_glass}**" in row(BUNDLES / CASCADE, "ground glass")
+    assert f"**{consolidation}**" in row(BUNDLES / CASCADE, "consolidation")
+    assert single in re.search(r"(?s)\*\*Performance\*\*(.+?)\n## ", card(BUNDLES / SINGLE))[1]
+
+
 def test_nothing_is_left_to_be_filled_in(shipped: Path):
     for file in (*shipped.glob("docs/*"), *shipped.glob("configs/*")):
         assert "TODO" not in file.read_text(), file
