@@ -600,6 +600,43 @@ def test_days_that_do_not_fit_are_refused_before_anything_is_read(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.fixture
+def follow(run: Callable[..., Result], tiny_bundle: Path, tmp_path: Path) -> Callable[..., Result]:
+    """Follow scans with a model that must not be reached: its weights are not there."""
+    words = ["--output", tmp_path / "out", "--bundle", tiny_bundle, "--weights", tmp_path / "none.pt"]
+    return lambda *more: run("follow-up", *more, *words)
+
+
+def test_scans_that_cannot_be_followed_are_refused_before_the_model_is_loaded(
+    follow: Callable[..., Result], phantom_folder: Path, other_scan: Path, tmp_path: Path
+):
+    scan = phantom_folder / "image.nii.gz"
+    for words, message in (
+        ((scan, tmp_path / "missing.nii.gz"), "missing.nii.gz"),
+        ((scan, scan), "scans 1 and 2 are the same"),
+        ((scan, other_scan, "--series", "1"), "1 series were given for 2 scans: give one for each scan."),
+    ):
+        result = follow(*words)
+        assert (result.code, len(result.faults)) == (2, 1)
+        assert message in result.err
+        assert not (tmp_path / "out").exists()
+
+
+def test_results_of_other_scans_are_seen_before_the_model_is_loaded(
+    follow: Callable[..., Result], phantom_folder: Path, other_scan: Path, tmp_path: Path
+):
+    scan = phantom_folder / "image.nii.gz"
+    kept = tmp_path / "out" / "2" / "analysis.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text('{"scan_id": "0123"}')
+    result = follow(scan, other_scan)
+    assert (result.code, len(result.faults)) == (2, 1)
+    assert "results of another scan (0123)" in result.err
+    assert kept.read_text() == '{"scan_id": "0123"}'
+    result = follow(scan, other_scan, "--overwrite")
+    assert "none.pt" in result.err
+
+
 # masks and scores ----------------------------------------------------------------------------------------------------
 
 

@@ -47,6 +47,8 @@ def add_severity(commands: Any) -> None:
     follow_up.add_argument("baseline", type=Path, metavar="BASELINE", help="the earliest scan")
     follow_up.add_argument("later", nargs="+", type=Path, metavar="FOLLOWUP", help="later scans, in order")
     follow_up.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
+    follow_up.add_argument("--series", nargs="+", metavar="N", help="which DICOM series of each scan, as in analyse: "
+                           "one for each scan")  # fmt: skip
     follow_up.add_argument("--days", nargs="+", type=float, metavar="DAY", help="day of each scan, e.g. 0 14 35")
     add_model_options(follow_up)
     follow_up.add_argument("--overwrite", action="store_true", help="replace results of other scans that lie in DIR")
@@ -145,22 +147,29 @@ def _percent(proportion: Proportion) -> str:
 
 
 def _follow_up(options: argparse.Namespace) -> int:
-    from covid_monai.analysis import NOTICE
+    from covid_monai.analysis import NOTICE, scan_id
     from covid_monai.ct import read_ct
     from covid_monai.reports import write_results
-    from covid_monai.reports.follow_up import write_follow_up
-    from covid_monai.severity.follow_up import check_days, follow_up
+    from covid_monai.reports.follow_up import check_follow_up, write_follow_up
+    from covid_monai.severity.follow_up import check_days, check_scans, follow_up
     from covid_monai.severity.registration import elastix
 
-    paths = [options.baseline, *options.later]
-    check_days(options.days, len(paths))  # and the registration, before anything takes minutes
+    paths = [options.baseline, *options.later]  # all that can be refused is, before anything takes minutes
+    check_days(options.days, len(paths))
+    series = options.series or [None] * len(paths)
+    if len(series) != len(paths):
+        raise ValueError(f"{len(series)} series were given for {len(paths)} scans: give one for each scan.")
     elastix()
+    scans = [read_ct(path, which) for path, which in zip(paths, series, strict=True)]
+    identities = [scan_id(scan) for scan in scans]
+    check_scans(identities, [scan.spacing_known for scan in scans])
+    if not options.overwrite:
+        check_follow_up(options.output, identities)
     analyser = Analyser(options)
-    scans, analyses = [], []
-    for number, path in enumerate(paths, start=1):
+    analyses = []
+    for number, (path, scan) in enumerate(zip(paths, scans, strict=True), start=1):
         print(f"[{number}/{len(paths)}] {path}")
-        scans.append(read_ct(path))
-        analyses.append(analyser(scans[-1]))
+        analyses.append(analyser(scan))
         print(*lines_of(analyses[-1]), sep="\n")
     print("registering each scan to the next")
     followed = follow_up(analyses, options.days)

@@ -18,12 +18,12 @@ from covid_monai import __version__
 from covid_monai.analysis import NOTICE, Analysis
 from covid_monai.ct import CTScan, write_mask
 from covid_monai.reports.follow_up_html import render_follow_up
-from covid_monai.reports.results import ResultsError
+from covid_monai.reports.results import ResultsError, check_results
 from covid_monai.severity.follow_up import FollowUp, Interval
 from covid_monai.severity.lesion_change import CHANGES, EDGE_MM
 from covid_monai.severity.registration import TRUSTED_DICE, TRUSTED_VESSELS
 
-__all__ = ["SCHEMA", "to_dict", "write_follow_up"]
+__all__ = ["SCHEMA", "check_follow_up", "to_dict", "write_follow_up"]
 
 SCHEMA = "covid_monai/follow_up/1"
 _FILES = ("follow_up.html", "trend.csv", "follow_up.json")
@@ -63,10 +63,8 @@ def write_follow_up(
             "analyses and scans in this order."
         )
     folder = Path(folder)
-    others = _scans_in(folder)
-    if others not in (None, found) and not overwrite:
-        what = "a follow-up of other scans" if others else "files of these names that are no follow-up"
-        raise ResultsError(f"{folder} holds {what}: choose another folder, or --overwrite them.")
+    if not overwrite:
+        check_follow_up(folder, found)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as name:
@@ -85,6 +83,24 @@ def write_follow_up(
             return {name: (unfinished / name).replace(folder / name) for name in names}
     except OSError as error:
         raise ResultsError(f"{folder} cannot be written ({error.strerror or error}): choose another folder.") from error
+
+
+def check_follow_up(folder: Path, scan_ids: Sequence[str]) -> None:
+    """Refuse a folder that is not to be overwritten.
+
+    Args:
+        folder: where a follow-up is to be written, and the results of its scans below.
+        scan_ids: of the scans.
+
+    Raises:
+        ResultsError: when it holds the follow-up or the results of other scans, or other files of their names.
+    """
+    others = _scans_in(folder)
+    if others not in (None, tuple(scan_ids)):
+        what = "a follow-up of other scans" if others else "files of these names that are no follow-up"
+        raise ResultsError(f"{folder} holds {what}: choose another folder, or --overwrite them.")
+    for number, scan_id in enumerate(scan_ids, start=1):
+        check_results(folder / str(number), scan_id)
 
 
 def to_dict(followed: FollowUp, analyses: Sequence[Analysis]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from covid_monai.severity import REGIONS, SIDES
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-__all__ = ["FILES", "UNFINISHED", "ResultsError", "write_results"]
+__all__ = ["FILES", "UNFINISHED", "ResultsError", "check_results", "write_results"]
 
 FILES = (
     *("lesions.nii.gz", "lungs.nii.gz", "regions.nii.gz"),
@@ -66,10 +66,8 @@ def write_results(
         ResultsError: when the folder holds results of another scan, or cannot be written.
     """
     folder = Path(folder)
-    other = _scan_in(folder)
-    if other not in (None, analysis.scan_id) and not overwrite:
-        found = f"results of another scan ({other})" if other else "files of these names that are no results"
-        raise ResultsError(f"{folder} holds {found}: choose another folder, or --overwrite them.")
+    if not overwrite:
+        check_results(folder, analysis.scan_id)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=UNFINISHED.removesuffix("*")) as name:
@@ -88,6 +86,18 @@ def write_results(
             return {name: _moved(unfinished / name, folder / name) for name in names}
     except OSError as error:
         raise ResultsError(f"{folder} cannot be written ({error.strerror or error}): choose another folder.") from error
+
+
+def check_results(folder: Path, scan_id: str) -> None:
+    """Refuse a folder that is not to be overwritten.
+
+    Raises:
+        ResultsError: when it holds the results of another scan, or other files of their names.
+    """
+    other = _scan_in(folder)
+    if other not in (None, scan_id):
+        found = f"results of another scan ({other})" if other else "files of these names that are no results"
+        raise ResultsError(f"{folder} holds {found}: choose another folder, or --overwrite them.")
 
 
 def _write_masks(analysis: Analysis, scan: CTScan, folder: Path) -> None:

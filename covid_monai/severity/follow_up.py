@@ -35,6 +35,7 @@ __all__ = [
     "PlaceChange",
     "Trend",
     "check_days",
+    "check_scans",
     "difference",
     "follow_up",
     "trend",
@@ -268,6 +269,28 @@ def check_days(days: Sequence[float] | None, scans: int) -> tuple[float, ...] | 
     return given
 
 
+def check_scans(scan_ids: Sequence[str], lengths: Sequence[bool]) -> None:
+    """Refuse scans that cannot be followed, as far as that is known before they are analysed.
+
+    Args:
+        scan_ids: names by content, of two or more scans.
+        lengths: whether the source of each gives lengths.
+
+    Raises:
+        ValueError: when there are fewer than two, or one stands twice.
+        RegistrationError: when one gives no lengths.
+    """
+    if len(scan_ids) < 2:
+        raise ValueError(f"follow-up compares scans, and {len(scan_ids)} was given: give two or more.")
+    seen: dict[str, int] = {}
+    for number, (scan_id, known) in enumerate(zip(scan_ids, lengths, strict=True), start=1):
+        if not known:
+            raise RegistrationError(f"scan {number} gives no lengths (slice images?), so it cannot be registered.")
+        first = seen.setdefault(scan_id, number)
+        if first != number:
+            raise ValueError(f"scans {first} and {number} are the same: give each examination once.")
+
+
 def difference(
     earlier: float | None,
     later: float | None,
@@ -313,21 +336,16 @@ def trend(key: str, examinations: Sequence[Examination], days: Sequence[float] |
 
 
 def _check(examinations: Sequence[Examination]) -> None:
-    if len(examinations) < 2:
-        raise ValueError(f"follow-up compares scans, and {len(examinations)} was given: give two or more.")
+    check_scans(
+        [each.scan_id for each in examinations], [each.severity.whole.lung_ml is not None for each in examinations]
+    )
     classes = {examination.classes for examination in examinations}
     if len(classes) > 1:
         found = " and ".join(sorted(" + ".join(names) for names in classes))
         raise ValueError(f"the scans' lesions have different classes ({found}): analyse all with one model.")
-    seen: dict[str, int] = {}
     for number, examination in enumerate(examinations, start=1):
-        if examination.severity.whole.lung_ml is None:
-            raise RegistrationError(f"scan {number} gives no lengths (slice images?), so it cannot be registered.")
         if not examination.lungs.any():
             raise RegistrationError(f"no lung was found in scan {number}: scans are registered by their lungs.")
-        first = seen.setdefault(examination.scan_id, number)
-        if first != number:
-            raise ValueError(f"scans {first} and {number} are the same: give each examination once.")
 
 
 def _interval(number: int, earlier: Examination, later: Examination, days: float | None) -> Interval:
