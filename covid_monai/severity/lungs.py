@@ -187,7 +187,7 @@ class GivenLungs(LungFinder):
         lobes: instead, the five lobes in the numbering of lungmask's LTRCLobes (1..5) or TotalSegmentator (10..14).
 
     Raises:
-        ValueError: both are given or neither, nothing is set, or there are other codes.
+        ValueError: both are given or neither, nothing is set, there are other codes, or the lobes are the two lungs.
     """
 
     def __init__(self, lungs: np.ndarray | None = None, lobes: np.ndarray | None = None) -> None:
@@ -196,6 +196,11 @@ class GivenLungs(LungFinder):
         given = np.asarray(lungs if lobes is None else lobes)
         if given.dtype.kind not in "bui":
             raise ValueError(f"the given mask holds {given.dtype} values: give integers.")
+        if lobes is not None and _are_lungs(given):
+            raise ValueError(
+                "the lobe mask holds the codes 1 and 2 side by side, as a mask of the two lungs does: give it as a "
+                "lung mask, or one with the lobes."
+            )
         self.lobes = None if lobes is None else lobes_from_codes(given)
         self.mask = given if self.lobes is None else sides_of_lobes(self.lobes)
         codes = sorted(set().union(*(np.unique(plane).tolist() for plane in self.mask)) - {0})
@@ -241,6 +246,17 @@ def _split(mask: np.ndarray, hu: np.ndarray, spacing: Spacing) -> np.ndarray:
     return np.stack(
         [np.where(plane, repeat_blocks(codes[z // steps[0]], steps, hu.shape), 0) for z, plane in enumerate(mask)]
     ).astype(np.uint8)
+
+
+def _are_lungs(codes: np.ndarray) -> bool:
+    """Whether a mask (Z, H, W) has the codes 1 and 2 alone, one beside the other: lungs, not lobes of the left lung."""
+    if set().union(*(np.unique(plane).tolist() for plane in codes)) - {0} != {1, 2}:
+        return False
+    shares = [np.cumsum(np.count_nonzero(codes == code, axis=(0, 1))) for code in (1, 2)]
+    (low, middle, high), (other_low, other_middle, other_high) = (
+        np.searchsorted(share, np.array([0.05, 0.5, 0.95]) * share[-1]) for share in shares
+    )
+    return bool((middle < other_low and high < other_middle) or (other_middle < low and other_high < middle))
 
 
 def check_sides(mask: np.ndarray, name: str) -> None:

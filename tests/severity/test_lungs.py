@@ -464,6 +464,20 @@ def test_exchanged_sides_are_refused():
     check_sides(np.where(lungs == 1, 0, lungs), "the mask")  # one lung alone says nothing
 
 
+@pytest.mark.parametrize("right", [1, 2])
+def test_a_mask_of_both_lungs_is_not_taken_for_lobes(right: int):
+    lungs = np.zeros((3, 4, 20), dtype=np.uint8)
+    lungs[:, :, 2:11], lungs[:, :, 9:18] = right, 3 - right  # they overlap a little in front of the heart
+    with pytest.raises(ValueError, match="as a mask of the two lungs does: give it as a lung mask"):
+        GivenLungs(lobes=lungs)
+
+
+def test_both_lobes_of_the_left_lung_are_lobes():
+    lobes = np.zeros((3, 20, 20), dtype=np.uint8)
+    lobes[:, :10, 11:17], lobes[:, 10:, 11:19] = 1, 2  # upper lobe before the lower one
+    assert set(np.unique(GivenLungs(lobes=lobes).mask)) == {0, 2}
+
+
 def test_sides_of_lobes():
     assert sides_of_lobes(np.arange(6, dtype=np.uint8)).tolist() == [0, 1, 1, 1, 2, 2]
 
