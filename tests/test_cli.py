@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from covid_monai import __version__, cli, inference
+from covid_monai.ct import CTScan, SourceFacts, write_mask
 from covid_monai.datasets import load_datalist
 from covid_monai.datasets.phantom import Lesions, Phantom, make_phantom
 from covid_monai.inference import default_bundle
@@ -267,7 +268,8 @@ def test_a_bad_input_does_not_stop_the_rest_and_is_listed(
     assert not any(str(tmp_path) in value for row in rows for value in row.values())
     assert len(result.faults) == 5  # one line each, then the list
     for line, path in zip(result.faults[:2], (missing, damaged), strict=True):
-        assert line.startswith(f"covid-monai: {path}: ")
+        assert line.startswith(f"covid-monai: {path}")
+        assert line.count(str(path)) == 1
     assert result.faults[2] == "covid-monai: 2 of 4 inputs could not be analysed:"
     assert result.faults[3:] == [line.replace("covid-monai:", " ", 1) for line in result.faults[:2]]
 
@@ -276,7 +278,7 @@ def test_a_single_bad_input_is_one_line(analyse: Callable[..., Result], tmp_path
     result = analyse(tmp_path / "missing")
     assert result.code == 1
     assert result.faults == [
-        f"covid-monai: {tmp_path}/missing: {tmp_path}/missing does not exist: give a DICOM folder, a NIfTI file "
+        f"covid-monai: {tmp_path}/missing does not exist: give a DICOM folder, a NIfTI file "
         "(.nii, .nii.gz), or slice images (PNG, JPEG, TIFF, BMP)."
     ]
     assert not (tmp_path / "results").exists()
@@ -464,7 +466,7 @@ def test_the_installed_bundle_is_the_default():
         (["a", "b", "--lung-mask", "m.nii.gz"], "--lung-mask and --lobe-mask are of one scan: give one INPUT."),
         (["scan", "--send", "ftp://here"], "'ftp://here'"),
         (["scan", "--floor-ml", "-1"], "the noise floor's ml is -1.0: give a number, 0 or more."),
-        (["scan", "--floor-percent", "60"], "the noise floor's share is 0.6: give a number, 0 or more and under 0.5."),
+        (["scan", "--floor-percent", "60"], "--floor-percent is 60: give a percentage from 0 to under 50."),
     ],
 )
 def test_options_that_cannot_be_used_are_2(
@@ -475,6 +477,19 @@ def test_options_that_cannot_be_used_are_2(
     (line,) = result.faults
     assert fault in line
     assert not (tmp_path / "results").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_2_before_anything_is_read(run: Callable[..., Result], tmp_path: Path):
+    (tmp_path / "file").touch()
+    result = run("analyse", tmp_path / "missing", "--output", tmp_path / "file" / "results")
+    assert (result.code, len(result.faults)) == (2, 1)
+    assert f"{tmp_path / 'file'} is no folder: give --output a new folder" in result.err
+
+
+def test_an_input_that_is_not_there_is_named_once(analyse: Callable[..., Result], tmp_path: Path):
+    result = analyse(tmp_path / "missing.nii.gz")
+    assert result.code == 1
+    assert result.err.count("missing.nii.gz") == 1
 
 
 def test_the_noise_floor_is_an_option_and_reported(
@@ -653,6 +668,16 @@ def test_two_masks_are_compared(run: Callable[..., Result], tmp_path: Path):
     assert "0.750" in result.out
     whole = json.loads((tmp_path / "c.json").read_text())["whole"]
     assert (whole["dice"], whole["hausdorff_mm"], whole["difference_ml"]) == (0.75, 2.0, 0.0)
+
+
+def test_codes_of_masks_are_called_as_their_header_says(run: Callable[..., Result], tmp_path: Path):
+    scan = CTScan.from_array(np.zeros((4, 4, 4), np.float32), np.eye(4), SourceFacts("NIfTI", 1))
+    for name in ("mask", "reference"):
+        sides = np.repeat([[[1]], [[2]]], 2, axis=0) * np.ones(scan.shape, int)
+        write_mask(sides, scan, tmp_path / f"{name}.nii.gz", {1: "right lung", 2: "left lung"})
+    words = ["compare-masks", tmp_path / "mask.nii.gz", tmp_path / "reference.nii.gz"]
+    assert "\nleft lung " in run(*words).out
+    assert "\nsinistra " in run(*words, "--codes", "1=dextra", "2=sinistra").out
 
 
 def test_masks_on_two_grids_are_refused(run: Callable[..., Result], tmp_path: Path):

@@ -25,7 +25,8 @@ from covid_monai.cli.scans import (
     name_of,
     on_ray,
 )
-from covid_monai.cli.shell import EXIT_CODES, OK, SOME_FAILED, add_command, complain
+from covid_monai.cli.shell import EXIT_CODES, OK, SOME_FAILED, add_command, check_output, complain
+from covid_monai.whole_files import UNFINISHED
 
 if TYPE_CHECKING:
     from covid_monai.reports import CohortTable
@@ -157,7 +158,9 @@ def _analyse(options: argparse.Namespace) -> int:
                 print(*outcome.lines, sep="\n")
                 _send(outcome, failures)
             else:
-                failures.append(f"{outcome.job.shown}: {outcome.fault}")
+                shown = outcome.job.shown
+                named = outcome.fault.startswith((f"{shown} ", f"{shown}:"))
+                failures.append(outcome.fault if named else f"{shown}: {outcome.fault}")
                 complain(failures[-1])
             if cohort is not None:
                 _add_row(cohort, outcome)
@@ -179,9 +182,7 @@ def _cohort(options: argparse.Namespace) -> CohortTable:
 
 def _remove_unfinished(output: Path) -> None:
     """Take away what processes that were killed left half-written."""
-    from covid_monai.reports import UNFINISHED
-
-    for unfinished in (*output.glob(UNFINISHED), *output.glob(f"*/{UNFINISHED}")):
+    for unfinished in (*output.glob(f"{UNFINISHED}*"), *output.glob(f"*/{UNFINISHED}*")):
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
@@ -201,8 +202,7 @@ def _add_row(cohort: CohortTable, outcome: Outcome) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     """Refuse options that do not go together before anything is read."""
-    if options.output.exists() and not options.output.is_dir():
-        raise ValueError(f"{options.output} is no folder: give --output a new folder or one for the results.")
+    check_output(options.output)
     if options.dicomweb and (options.input or not (options.study and options.series)):
         raise ValueError("--dicomweb fetches one series: give --study UID and --series UID with it, and no INPUT.")
     if options.study and not options.dicomweb:

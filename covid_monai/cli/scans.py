@@ -423,6 +423,8 @@ def _lungs(options: argparse.Namespace, scan: CTScan) -> LungFinder | None:
 def _floor(options: argparse.Namespace) -> NoiseFloor:
     from covid_monai.severity import NoiseFloor
 
+    if options.floor_percent is not None and not 0 <= options.floor_percent < 50:
+        raise ValueError(f"--floor-percent is {options.floor_percent:g}: give a percentage from 0 to under 50.")
     given = {
         "ml": options.floor_ml,
         "share": None if options.floor_percent is None else options.floor_percent / 100,

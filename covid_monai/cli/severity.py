@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from covid_monai.cli.analyse import add_model_options
 from covid_monai.cli.scans import Analyser, lines_of
-from covid_monai.cli.shell import OK, add_command
+from covid_monai.cli.shell import OK, add_command, check_output
 
 if TYPE_CHECKING:
     from covid_monai.severity import Agreement, Proportion
@@ -60,7 +60,7 @@ def add_severity(commands: Any) -> None:
     compare.add_argument("mask", type=Path, metavar="MASK", help="NIfTI mask, e.g. lesions.nii.gz")
     compare.add_argument("reference", type=Path, metavar="REFERENCE", help="NIfTI mask on the same grid")
     compare.add_argument("--codes", nargs="+", type=_code, metavar="CODE=NAME", help="names of the masks' codes "
-                         "(default: 1=ground glass, 2=consolidation)")  # fmt: skip
+                         "(default: those in its header, else 1=ground glass, 2=consolidation)")  # fmt: skip
     compare.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file too")
 
     evaluate = add_command(commands, "evaluate-scores", "how well a score separates outcomes: AUC, cut-off, ROC curve",
@@ -88,15 +88,16 @@ def _code(text: str) -> tuple[int, str]:
 
 def _compare_masks(options: argparse.Namespace) -> int:
     from covid_monai.analysis import NOTICE
-    from covid_monai.ct import read_mask_pair
-    from covid_monai.reports.files import replace_file
+    from covid_monai.ct import names_of_codes, read_mask_pair
     from covid_monai.severity import compare_masks
+    from covid_monai.whole_files import write_whole
 
-    codes = dict(options.codes or ((1, "ground glass"), (2, "consolidation")))
     mask, reference, spacing = read_mask_pair(options.mask, options.reference)
+    named = names_of_codes(options.mask) or names_of_codes(options.reference)
+    codes = dict(options.codes or named or {1: "ground glass", 2: "consolidation"})
     comparison = compare_masks(mask, reference, spacing, codes)
     if options.json:
-        replace_file(options.json, (json.dumps({"notice": NOTICE, **asdict(comparison)}, indent=2) + "\n").encode())
+        write_whole(options.json, (json.dumps({"notice": NOTICE, **asdict(comparison)}, indent=2) + "\n").encode())
     print(f"{'':16}{'Dice':>8}{'Hausdorff':>12}{'95 %':>10}{'mask':>12}{'reference':>12}{'difference':>12}")
     for agreement in (comparison.whole, *comparison.classes):
         print(_row(agreement))
@@ -156,6 +157,7 @@ def _follow_up(options: argparse.Namespace) -> int:
 
     paths = [options.baseline, *options.later]  # all that can be refused is, before anything takes minutes
     check_days(options.days, len(paths))
+    check_output(options.output)
     series = options.series or [None] * len(paths)
     if len(series) != len(paths):
         raise ValueError(f"{len(series)} series were given for {len(paths)} scans: give one for each scan.")

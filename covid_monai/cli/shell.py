@@ -5,13 +5,26 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-__all__ = ["EXIT_CODES", "INTERRUPTED", "OK", "SOME_FAILED", "UNUSABLE", "Help", "add_command", "complain", "one_line"]
+__all__ = [
+    "EXIT_CODES",
+    "INTERRUPTED",
+    "OK",
+    "SOME_FAILED",
+    "UNUSABLE",
+    "Help",
+    "add_command",
+    "check_output",
+    "complain",
+    "one_line",
+]
 
 OK, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 
@@ -40,6 +53,19 @@ def add_command(
     command.add_argument("--traceback", action="store_true", help="show where in the code a fault was raised")
     command.set_defaults(run=run, predicts=False)
     return command
+
+
+def check_output(folder: Path) -> None:
+    """Refuse a folder for results that cannot be one, before anything takes minutes.
+
+    Raises:
+        ValueError: it, or what it would lie in, is no folder or must not be written to.
+    """
+    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
+    if not there.is_dir():
+        raise ValueError(f"{there} is no folder: give --output a new folder or one for the results.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{there} must not be written to: give --output another folder.")
 
 
 def complain(line: str) -> None:

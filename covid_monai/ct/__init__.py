@@ -18,7 +18,7 @@ from covid_monai.ct.faults import (
     UnreadableFile,
     UnsupportedImage,
 )
-from covid_monai.ct.masks import read_mask, read_mask_pair
+from covid_monai.ct.masks import names_of_codes, read_mask, read_mask_pair
 from covid_monai.ct.nifti import write_mask
 from covid_monai.ct.reader import read_ct
 from covid_monai.ct.scan import CTScan, SourceFacts
@@ -43,6 +43,7 @@ __all__ = [
     "TooFewSlices",
     "UnreadableFile",
     "UnsupportedImage",
+    "names_of_codes",
     "read_ct",
     "read_mask",
     "read_mask_pair",

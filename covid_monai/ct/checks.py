@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -21,6 +22,8 @@ THICK_SLICE = 5.0
 FEWEST_SLICES = 3
 #: Distances, in mm, between which voxel edges of a chest CT lie.
 PLAUSIBLE_SPACING = (0.1, 20.0)
+#: mm; a whole body on the longest couch is shorter.
+LARGEST_EXTENT = 2500.0
 
 Units = Literal["HU", "grey"]
 
@@ -47,6 +50,27 @@ def check_affine(affine: np.ndarray, where: str) -> None:
     if angle > TILT_TOLERANCE:
         raise TiltedGantry(
             f"{where} has a grid sheared by {angle:.1f} degrees (gantry tilt?): resample it onto a rectangular grid."
+        )
+
+
+def check_extent(affine: np.ndarray, shape: Sequence[int], where: str) -> None:
+    """Refuse a grid that is larger than any patient.
+
+    Args:
+        affine: (4, 4), voxel indices to mm.
+        shape: (X, Y, Z).
+        where: begins the message, e.g. the file's name.
+
+    Raises:
+        MissingGeometry: it is more than ``LARGEST_EXTENT`` long.
+    """
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    longest = float((spacing * shape).max())
+    if longest > LARGEST_EXTENT:
+        size = " x ".join(f"{length:g}" for length in spacing)
+        raise MissingGeometry(
+            f"{where} is {longest / 1000:.1f} m long, with voxels of {size} mm: its lengths are wrong (micrometres?), "
+            "convert the original DICOM series again."
         )
 
 

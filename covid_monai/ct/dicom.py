@@ -20,7 +20,7 @@ from pydicom import Dataset, dcmread
 from pydicom.pixels import pixel_array
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
-from covid_monai.ct.checks import TILT_TOLERANCE, check_depth, geometry_warnings
+from covid_monai.ct.checks import TILT_TOLERANCE, check_depth, check_extent, geometry_warnings
 from covid_monai.ct.faults import (
     DuplicateSlices,
     InconsistentSlices,
@@ -149,7 +149,9 @@ def read_dicom(path: Path, files: Sequence[Path], series: str | int | None = Non
     """
     stack = find_stack(path, files, series)
     first = stack.slices[0]
-    voxels = Voxels(str(path), (len(stack.slices), int(first.header.Rows), int(first.header.Columns)))
+    shape = (len(stack.slices), int(first.header.Rows), int(first.header.Columns))
+    check_extent(stack.affine, shape[::-1], str(path))
+    voxels = Voxels(str(path), shape)
     for number, part in enumerate(stack.slices):
         voxels.put(number, _decode(part), part.name)
 
@@ -253,7 +255,7 @@ def _choose(path: Path, images: Sequence[_Slice], series: str | int | None) -> l
     found = f"{path} holds {len(listed)} series" + ("" if series is None else f", none of them is {series}")
     entries = "; ".join(f"[{number}] {_describe(group)}" for number, group in enumerate(listed.values(), 1))
     raise SeriesChoiceError(
-        f"{found}: {entries}. Choose one with --series (series=), by its number in [] or SeriesInstanceUID."
+        f"{found}: {entries}. Choose one by its number in [] or its SeriesInstanceUID: --series, in Python series=."
     )
 
 

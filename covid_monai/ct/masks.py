@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from pathlib import Path
 
@@ -15,10 +16,24 @@ from covid_monai.ct.checks import check_affine
 from covid_monai.ct.faults import ImplausibleValues, UnreadableFile, UnsupportedImage
 from covid_monai.ct.scan import CTScan, upright_view
 
-__all__ = ["read_mask", "read_mask_pair"]
+__all__ = ["names_of_codes", "read_mask", "read_mask_pair"]
 
+COMMENT = 6
+"""Code of NIfTI header extensions that hold plain text."""
 GRID_TOLERANCE = 0.1
 """How far corners of two grids may lie apart, in voxels: files of one grid differ by the rounding of their affine."""
+
+
+def names_of_codes(path: str | Path) -> dict[int, str]:
+    """Names that `write_mask` put into the header of a mask, by code; none in a mask of another origin."""
+    extensions = nib.Nifti1Image.from_filename(path).header.extensions
+    texts = [extension.get_content() for extension in extensions if extension.get_code() == COMMENT]
+    found = (re.fullmatch(r"(\d+) = (.+)", part) for text in texts for part in _text(text).split("; "))
+    return {int(match[1]): match[2] for match in found if match}
+
+
+def _text(content: str | bytes) -> str:
+    return content if isinstance(content, str) else content.decode("utf-8", "replace")
 
 
 def read_mask(path: str | Path, scan: CTScan) -> np.ndarray:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import gzip
-import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,10 +14,11 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nibabel.nifti1 import Nifti1Extension
 
-from covid_monai.ct.checks import check_affine, check_depth, geometry_warnings
+from covid_monai.ct.checks import check_affine, check_depth, check_extent, geometry_warnings
 from covid_monai.ct.faults import CTReadError, MissingGeometry, UnreadableFile, UnsupportedImage
 from covid_monai.ct.scan import CTScan, SourceFacts
 from covid_monai.ct.voxels import Voxels
+from covid_monai.whole_files import replacing
 
 SUFFIXES = (".nii", ".nii.gz")
 
@@ -87,6 +87,7 @@ def _check_header(image: nib.Nifti1Image, name: str) -> tuple[int, ...]:
             "convert the original DICOM series again or set the sform."
         )
     check_affine(image.affine, name)
+    check_extent(image.affine, shape, name)
     return tuple(shape)
 
 
@@ -99,11 +100,14 @@ def _orientation_warnings(image: nib.Nifti1Image) -> list[str]:
 
 
 def _slice_axis(affine: np.ndarray) -> int:
-    """The own axis along which slices were stacked: NIfTI does not say, so the coarse one, else the vertical one."""
+    """The own axis along which slices were stacked: NIfTI does not say, so the one coarse axis, else the vertical one.
+
+    Pixels are square: two coarse axes are those of thin slices.
+    """
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     vertical = int(np.argmax(np.abs(affine[2, :3]) / spacing))
-    coarsest = int(np.argmax(spacing))
-    return coarsest if spacing[coarsest] > 1.5 * spacing[vertical] else vertical
+    *_, second, coarsest = np.argsort(spacing, kind="stable")
+    return int(coarsest) if spacing[coarsest] > 1.5 * spacing[second] else vertical
 
 
 def write_mask(mask: np.ndarray, scan: CTScan, path: str | Path, labels: Mapping[int, str] | None = None) -> None:
@@ -152,9 +156,5 @@ def write_mask(mask: np.ndarray, scan: CTScan, path: str | Path, labels: Mapping
     if labels is not None:
         text = "; ".join(f"{value} = {name}" for value, name in sorted(labels.items()))
         image.header.extensions.append(Nifti1Extension("comment", text.encode()))
-    temporary = path.with_name(f".{path.name[: -len(suffix)]}.{os.getpid()}{suffix}")
-    try:
-        nib.save(image, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as unfinished:
+        nib.save(image, unfinished)

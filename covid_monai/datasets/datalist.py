@@ -18,7 +18,6 @@ file lies below it, absolute elsewhere; patients are named ``<data set>/<patient
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ import numpy as np
 
 from covid_monai.datasets.faults import DatasetError, SplitError
 from covid_monai.datasets.slices import decode_slice
+from covid_monai.whole_files import write_whole
 
 LABELLED_SIDES = ("training", "validation", "testing")
 UNLABELLED = "unlabelled"
@@ -244,17 +244,29 @@ def portable_item(item: Item, folder: Path) -> Item:
 
 
 def write_json(content: dict[str, Any], path: Path) -> None:
-    """Write JSON whole or not at all: to a temporary name beside it, then renamed."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
-            file.write("\n")
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """Write JSON whole or not at all."""
+    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def counts_of_shares(count: int, shares: dict[str, float], what: str) -> dict[str, int]:
+    """How many go to each side but the training: the nearest number, at least one where a share is asked for.
+
+    Args:
+        count: how many there are.
+        shares: of each side, 0..1.
+        what: they are, for the message.
+
+    Raises:
+        DatasetError: if nothing is left for training.
+    """
+    if any(not 0 <= share < 1 for share in shares.values()) or sum(shares.values()) >= 1:
+        raise DatasetError(f"shares {shares} leave nothing for training: each must be 0..1 and their sum below 1")
+    counts = {side: max(1, round(share * count)) if share else 0 for side, share in shares.items()}
+    if sum(counts.values()) >= count:
+        raise DatasetError(
+            f"{count} {what} are too few for shares {shares}: none is left for training, give more or smaller shares"
+        )
+    return counts
 
 
 def split_by_patient(items: Iterable[Item], shares: dict[str, float], seed: int) -> Sides:
@@ -269,8 +281,6 @@ def split_by_patient(items: Iterable[Item], shares: dict[str, float], seed: int)
     Raises:
         DatasetError: if a share is outside 0..1, or training would get no patient.
     """
-    if any(not 0 <= share < 1 for share in shares.values()) or sum(shares.values()) >= 1:
-        raise DatasetError(f"shares {shares} leave nothing for training: each must be 0..1 and their sum below 1")
     groups: dict[str, list[Item]] = {}
     for item in items:
         groups.setdefault(
@@ -280,13 +290,8 @@ def split_by_patient(items: Iterable[Item], shares: dict[str, float], seed: int)
     np.random.default_rng(seed).shuffle(names)
     sides: Sides = {side: [] for side in SIDES}
     taken = 0
-    for side, share in shares.items():
-        count = max(1, round(share * len(names))) if share else 0
+    for side, count in counts_of_shares(len(names), shares, "patients (or single slices)").items():
         sides[side] = [item for name in sorted(names[taken : taken + count]) for item in groups[name]]
         taken += count
-    if taken >= len(names):
-        raise DatasetError(
-            f"{len(names)} patients (or single slices) are too few for shares {shares}: none is left for training"
-        )
     sides["training"] = [item for name in sorted(names[taken:]) for item in groups[name]]
     return sides

@@ -3,7 +3,6 @@
 
 import json
 import math
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from covid_monai.datasets.faults import DatasetError
 from covid_monai.datasets.grid import Field, Grid, paint
 from covid_monai.datasets.phantom_dicom import write_series
 from covid_monai.datasets.thorax import BLOOD, Thorax
+from covid_monai.whole_files import unfinished_folder
 
 FIELD_OF_VIEW = (360.0, 360.0, 288.0)  # mm, when no spacing is asked for
 IMAGE = "image.nii.gz"
@@ -93,14 +93,14 @@ class Phantom:
         _refuse_present(folder, names)
         folder.mkdir(parents=True, exist_ok=True)
         arrays = {IMAGE: self.hu, "lesions.nii.gz": self.lesions, "lungs.nii.gz": self.lungs}
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".phantom.") as temporary:
+        with unfinished_folder(folder) as unfinished:
             for name in names:
                 if name in arrays:
-                    _save_nifti(arrays[name], self.affine, Path(temporary, name))
+                    _save_nifti(arrays[name], self.affine, unfinished / name)
                 else:
-                    Path(temporary, name).write_text(json.dumps(self.truth, indent=1) + "\n", encoding="utf-8")
+                    (unfinished / name).write_text(json.dumps(self.truth, indent=1) + "\n", encoding="utf-8")
             for name in names:
-                Path(temporary, name).rename(folder / name)
+                (unfinished / name).rename(folder / name)
 
 
 def _refuse_present(folder: Path, names: tuple[str, ...]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from covid_monai.datasets.datalist import SIDES, UNLABELLED, Item, Sides, split_by_patient
+from covid_monai.datasets.datalist import SIDES, UNLABELLED, Item, Sides, counts_of_shares, split_by_patient
 from covid_monai.datasets.faults import DatasetError
 from covid_monai.datasets.phantom import Lesions, Phantom, make_phantom, upright
 from covid_monai.datasets.volumes import save_item
@@ -66,19 +66,23 @@ def read(
         raise DatasetError(
             f"{patients} patients, {slices} slices, size {size}, healthy {healthy}: expected at least 1, 2, 32 and 0..1"
         )
+    shares = {"validation": validation, "testing": testing, UNLABELLED: unlabelled_share}
+    healthy_patients = round(healthy * patients)
+    for count, what in ((healthy_patients, "healthy"), (patients - healthy_patients, "diseased")):
+        if count:
+            counts_of_shares(count, shares, f"{what} patients (of {patients}, with healthy={healthy:g})")
     diseased: list[Item] = []
     well: list[Item] = []
     spacing = (360 / size, 360 / size, HEIGHT / slices)
     for number in range(patients):
         rng = np.random.default_rng([seed, number])
         lesions = Lesions(share=rng.uniform(0.03, 0.35), consolidation=rng.uniform(0.0, 0.5))
-        is_well = number < round(healthy * patients)
+        is_well = number < healthy_patients
         own_seed = int(rng.integers(2**31))
         phantom = make_phantom(
             own_seed, (size, size, slices), spacing, None if is_well else lesions, thickness=THICKNESS
         )
         (well if is_well else diseased).extend(_items(phantom, f"{seed}-{number:03d}", unpack))
-    shares = {"validation": validation, "testing": testing, UNLABELLED: unlabelled_share}
     parts = [split_by_patient(items, shares, seed) for items in (diseased, well) if items]
     return {side: [item for part in parts for item in part[side]] for side in SIDES}
 

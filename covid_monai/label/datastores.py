@@ -24,7 +24,7 @@ from covid_monai.label.faults import LabelError
 from covid_monai.label.labels import read_label
 from covid_monai.label.names import FINAL, check_name, check_tag
 from covid_monai.label.segmentation import write_label_seg
-from covid_monai.reports.files import replace_file
+from covid_monai.whole_files import replacing, unfinished_folder, write_whole
 
 __all__ = ["DicomwebDatastore", "FolderDatastore"]
 
@@ -63,9 +63,9 @@ class _Careful(LocalDatastore):
         path = Path(self._datastore_config_path)
         if lock:
             with FileLock(self._lock_file):
-                replace_file(path, content.encode())
+                write_whole(path, content.encode())
         else:
-            replace_file(path, content.encode())
+            write_whole(path, content.encode())
         self._config_ts = path.stat().st_mtime
 
     def scan_path(self, image_id: str) -> Path:
@@ -128,8 +128,8 @@ class _Careful(LocalDatastore):
         folder.mkdir(parents=True, exist_ok=True)
         name = f"{image_id}{SUFFIX}"
         names = {code: name for name, code in self.classes.items()}
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as unfinished:
-            new = Path(unfinished, name)
+        with unfinished_folder(folder) as unfinished:
+            new = unfinished / name
             write_mask(scan.from_upright(mask), scan, new, names)
             with self._busy:
                 self._init_from_datastore_file()  # what other processes wrote meanwhile
@@ -239,11 +239,11 @@ class DicomwebDatastore(_Careful, DICOMWebDatastore):
 
     def _fetch(self, study: str, series: str, folder: Path, copy: Path) -> None:
         """Fetch a series, in place of what was fetched, and copied, while it was still arriving in the archive."""
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".unfinished-") as unfinished:
-            fetched = fetch_series(self.url, study, series, Path(unfinished, series))
+        with unfinished_folder(folder.parent) as unfinished:
+            fetched = fetch_series(self.url, study, series, unfinished / series)
             copy.unlink(missing_ok=True)
             if folder.is_dir():
-                folder.rename(Path(unfinished, "earlier"))
+                folder.rename(unfinished / "earlier")
             fetched.rename(folder)
 
     def save_label(
@@ -279,7 +279,5 @@ def _has_all(folder: Path, instances: int | None) -> bool:
 def _write_copy(scan: CTScan, path: Path) -> None:
     """Write a scan as NIfTI for viewers that do not read DICOM; whole or not at all."""
     values = scan.volume[0].numpy()
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".unfinished-") as folder:
-        unfinished = Path(folder, path.name)
+    with replacing(path) as unfinished:
         nib.save(nib.Nifti1Image(values, scan.affine, dtype=values.dtype), unfinished)
-        unfinished.replace(path)

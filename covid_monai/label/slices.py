@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from covid_monai.datasets.volumes import save_item
 from covid_monai.label.faults import LabelError
 from covid_monai.label.names import FINAL
 from covid_monai.label.sides import deal_sides
+from covid_monai.whole_files import unfinished_folder
 
 __all__ = ["export_slices"]
 
@@ -52,8 +52,8 @@ def export_slices(datastore: Datastore, folder: Path) -> Path:
         ValueError: a scan or a label cannot be read.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as name:
-        unfinished = Path(name, "data")
+    with unfinished_folder(folder) as within:
+        unfinished = within / "data"
         items = [
             item for image in sorted(datastore.get_labeled_images()) for item in _items(image, datastore, unfinished)
         ]

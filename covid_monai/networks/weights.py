@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+
+from covid_monai.whole_files import replacing, write_whole
 
 __all__ = [
     "WeightsError",
@@ -31,8 +31,9 @@ class WeightsError(ValueError):
 
 def save_atomically(state: Any, path: str | os.PathLike) -> None:
     """``torch.save`` to a temporary name, then rename: a kill leaves the old file or the new one, never half of one."""
-    with _replaced(Path(path)) as temporary:
-        torch.save(state, temporary)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as unfinished:
+        torch.save(state, unfinished)
 
 
 def save_weights(state_dict: dict[str, torch.Tensor], path: str | os.PathLike) -> str:
@@ -45,12 +46,13 @@ def save_weights(state_dict: dict[str, torch.Tensor], path: str | os.PathLike) -
     """
     path = Path(path)
     record = _record(path)
-    with _replaced(path) as temporary:
-        torch.save(state_dict, temporary)
-        digest = weights_sha256(temporary)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as unfinished:
+        torch.save(state_dict, unfinished)
+        digest = weights_sha256(unfinished)
         line = f"{digest}  {path.name}\n"
-        _write(record, line + (record.read_text() if record.is_file() else ""))
-    _write(record, line)
+        write_whole(record, (line + (record.read_text() if record.is_file() else "")).encode())
+    write_whole(record, line.encode())
     return digest
 
 
@@ -137,20 +139,3 @@ def weights_sha256(path: str | os.PathLike) -> str:
 
 def _record(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
-
-
-def _write(path: Path, text: str) -> None:
-    with _replaced(path) as temporary:
-        temporary.write_text(text)
-
-
-@contextmanager
-def _replaced(path: Path) -> Iterator[Path]:
-    """A temporary file to write; it takes the place of ``path`` when the block ends well and goes when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from monai.networks.utils import convert_to_onnx, convert_to_torchscript
 from covid_monai.inference import LesionSegmenter
 from covid_monai.registry.faults import RegistryError
 from covid_monai.registry.versions import Registry, Version
+from covid_monai.whole_files import unfinished_folder
 
 __all__ = ["SUFFIXES", "export"]
 
@@ -33,12 +33,12 @@ def export(registry: Registry, version: Version, file: Path) -> Path:
     if file.exists():
         raise RegistryError(f"{file} is there already: name a new file.")
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}.") as temporary:
-        made = Path(temporary, file.name)
+    with unfinished_folder(file.parent) as unfinished:
+        made = unfinished / file.name
         if file.suffix == ".pt2":
-            shutil.move(registry.pull_network(version, Path(temporary, "registered")), made)
+            shutil.move(registry.pull_network(version, unfinished / "registered"), made)
         else:
-            segmenter = LesionSegmenter.from_bundle(registry.pull(version, Path(temporary, "bundle")), "cpu")
+            segmenter = LesionSegmenter.from_bundle(registry.pull(version, unfinished / "bundle"), "cpu")
             network = segmenter.network.to(memory_format=torch.contiguous_format)
             if file.suffix == ".ts":
                 convert_to_torchscript(network, filename_or_obj=str(made))

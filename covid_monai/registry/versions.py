@@ -28,6 +28,7 @@ from covid_monai.registry.model_file import BUNDLE, NETWORK, write_model
 from covid_monai.tracking import TrackedRun, lineage
 from covid_monai.tracking.lineage import recorded_run
 from covid_monai.training.experiments.files import locked
+from covid_monai.whole_files import unfinished_folder
 
 __all__ = ["CHALLENGER", "CHAMPION", "Registry", "Version", "default_tracking_uri"]
 
@@ -214,8 +215,8 @@ class Registry:
         if folder.exists():
             raise RegistryError(f"{folder} is there already: name a new folder.")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-            bundle = self._download(version, BUNDLE, Path(temporary))
+        with unfinished_folder(folder.parent) as unfinished:
+            bundle = self._download(version, BUNDLE, unfinished)
             _check(version, bundle / WEIGHTS, "weights_sha256")
             if bundle_sha256(bundle) != version.tags.get("bundle_sha256"):
                 raise RegistryError(

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from covid_monai.analysis import NOTICE, Analysis
-from covid_monai.reports.files import replace_file
 from covid_monai.severity.anatomy import LOBES, REGIONS, SIDES
 from covid_monai.severity.scores import Score
+from covid_monai.whole_files import write_whole
 
 __all__ = ["COLUMNS", "CohortError", "CohortTable", "figures_of", "tells"]
 
@@ -123,7 +123,7 @@ class CohortTable:
         writer.writerows(self._rows.values())
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(self.path, text.getvalue().encode())
+            write_whole(self.path, text.getvalue().encode())
         except OSError as error:
             raise CohortError(
                 f"{self.path} cannot be written ({error.strerror or error}): choose another folder."

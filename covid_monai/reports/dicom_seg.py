@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from colorsys import hsv_to_rgb
@@ -40,6 +39,7 @@ from covid_monai.reports.dicom_codes import (
 )
 from covid_monai.reports.pictures import LESION_COLOURS, LUNG_COLOUR
 from covid_monai.severity.anatomy import REGIONS, SIDES
+from covid_monai.whole_files import unfinished_folder
 
 __all__ = ["CONTENTS", "SEG_FILE", "segmentation", "write_seg"]
 
@@ -94,12 +94,12 @@ def write_seg(
         raise ValueError(f"include names {', '.join(unknown)}: give some of {', '.join(CONTENTS)}.")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as name:
+    with unfinished_folder(folder) as unfinished:
         made = {}
         for content in CONTENTS:
             mask = getattr(analysis, content)
             if content in include and mask.any():
-                path = Path(name, SEG_FILE.format(content))
+                path = unfinished / SEG_FILE.format(content)
                 method = analysis.record["method"]
                 segmentation(content, mask, analysis.spacing, sources, analysis.classes, method).save_as(path)
                 made[content] = path

@@ -62,6 +62,7 @@ from covid_monai.reports.dicom_codes import (
     scheme_identification,
 )
 from covid_monai.severity.scores import Involvement, Score
+from covid_monai.whole_files import replacing
 
 __all__ = ["write_sr"]
 
@@ -127,12 +128,9 @@ def write_sr(
         raise SourceError(
             f"A report in DICOM cannot refer to the source images ({error}): give the original series."
         ) from error
-    temporary = path.with_name(f".unfinished-{os.getpid()}-{path.name}")
-    try:
-        report.save_as(temporary, enforce_file_format=True)
-        return temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as unfinished:
+        report.save_as(unfinished, enforce_file_format=True)
+    return path
 
 
 def _header(file: Path) -> Dataset:

@@ -8,7 +8,6 @@ import io
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +21,7 @@ from covid_monai.reports.results import ResultsError, check_results
 from covid_monai.severity.follow_up import FollowUp, Interval
 from covid_monai.severity.lesion_change import CHANGES, EDGE_MM
 from covid_monai.severity.registration import TRUSTED_DICE, TRUSTED_VESSELS
+from covid_monai.whole_files import unfinished_folder
 
 __all__ = ["SCHEMA", "check_follow_up", "to_dict", "write_follow_up"]
 
@@ -67,8 +67,7 @@ def write_follow_up(
         check_follow_up(folder, found)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as name:
-            unfinished = Path(name)
+        with unfinished_folder(folder) as unfinished:
             for interval in followed.intervals:
                 scan = scans[interval.later - 1]
                 write_mask(scan.from_upright(interval.change), scan, unfinished / _change_file(interval), CHANGES)

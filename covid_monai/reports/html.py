@@ -18,9 +18,9 @@ from covid_monai.reports import slice_plot
 from covid_monai.reports.body_map import BANDS, NOT_ASSESSABLE, body_map
 from covid_monai.reports.contents import COLUMNS, contents
 from covid_monai.reports.drawing import to_svg
-from covid_monai.reports.files import replace_file
 from covid_monai.reports.pictures import Frame, draw_pictures, viewer_frames
 from covid_monai.reports.wording import percent
+from covid_monai.whole_files import write_whole
 
 __all__ = ["save_html"]
 
@@ -38,7 +38,7 @@ def save_html(analysis: Analysis, path: str | os.PathLike, title: str | None = N
     Raises:
         OSError: when the file cannot be written.
     """
-    replace_file(path, _render(analysis, title).encode())
+    write_whole(path, _render(analysis, title).encode())
 
 
 def _render(analysis: Analysis, title: str | None) -> str:

@@ -35,9 +35,9 @@ from covid_monai.analysis import Analysis
 from covid_monai.reports.body_map import draw_body_map
 from covid_monai.reports.contents import COLUMNS, Contents, Figure, contents
 from covid_monai.reports.drawing import to_reportlab
-from covid_monai.reports.files import replace_file
 from covid_monai.reports.pictures import Picture, draw_pictures
 from covid_monai.reports.slice_plot import draw_slice_plot
+from covid_monai.whole_files import write_whole
 
 __all__ = ["save_pdf"]
 
@@ -84,7 +84,7 @@ def save_pdf(analysis: Analysis, path: str | os.PathLike, title: str | None = No
         document.build(list(_story(report, analysis)), footer, footer, canvasmaker=_NumberedCanvas)
     finally:
         rl_config.useA85 = kept
-    replace_file(path, buffer.getvalue())
+    write_whole(path, buffer.getvalue())
 
 
 @cache
@@ -150,6 +150,7 @@ def _story(report: Contents, analysis: Analysis) -> Iterator[Flowable]:
     yield _paragraph("How to read the figures", HEADING)
     for note in report.notes:
         yield _paragraph(note, _style(7.5, bulletIndent=2, leftIndent=10), bulletText="•")
+    yield CondPageBreak(40 * mm)  # no heading stands alone
     yield _paragraph("Method and software", HEADING)
     yield _record(report)
 

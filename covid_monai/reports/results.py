@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,18 +16,17 @@ from covid_monai.reports.html import save_html
 from covid_monai.reports.overview import save_overview
 from covid_monai.reports.pdf import save_pdf
 from covid_monai.severity import REGIONS, SIDES
+from covid_monai.whole_files import unfinished_folder
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-__all__ = ["FILES", "UNFINISHED", "ResultsError", "check_results", "write_results"]
+__all__ = ["FILES", "ResultsError", "check_results", "write_results"]
 
 FILES = (
     *("lesions.nii.gz", "lungs.nii.gz", "regions.nii.gz"),
     *("overview.png", "report.html", "report.pdf", "analysis.json"),
 )
-UNFINISHED = ".unfinished-*"
-"""Folders in that of the results that a killed process leaves behind."""
 DICOM = "dicom_results"
 """Folder of the DICOM files; not ``dicom``, which is what people call the folder of their series."""
 
@@ -70,8 +68,7 @@ def write_results(
         check_results(folder, analysis.scan_id)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=UNFINISHED.removesuffix("*")) as name:
-            unfinished = Path(name)
+        with unfinished_folder(folder) as unfinished:
             with ThreadPoolExecutor() as beside:  # compression lets others run
                 masks = beside.submit(_write_masks, analysis, scan, unfinished)
                 overview = beside.submit(save_overview, analysis, unfinished / "overview.png")

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +15,7 @@ from matplotlib.figure import Figure
 from covid_monai.analysis import NOTICE
 from covid_monai.reports.results import ResultsError
 from covid_monai.severity.evaluate import Evaluation, Proportion, evaluate, read_scores
+from covid_monai.whole_files import unfinished_folder
 
 __all__ = ["FILES", "SCHEMA", "evaluate_table", "save_roc"]
 
@@ -59,8 +59,7 @@ def evaluate_table(
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".unfinished-") as name:
-            unfinished = Path(name)
+        with unfinished_folder(folder) as unfinished:
             (unfinished / "evaluation.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
             save_roc(evaluation, unfinished / "roc.png", score)
             (folder / "evaluation.json").unlink(missing_ok=True)

@@ -138,7 +138,7 @@ def test_several_series_are_listed_and_chosen(tmp_path):
     assert str(fault.value) == (
         f"{tmp_path} holds 3 series: [1] localiser 'CHEST 1.0' (series number 1), 1 slice; "
         "[2] CT (series number 3), 6 slices; [3] CT 'Lung ... B70' (series number 4), 7 slices. "
-        "Choose one with --series (series=), by its number in [] or SeriesInstanceUID."
+        "Choose one by its number in [] or its SeriesInstanceUID: --series, in Python series=."
     )
     for choice in (3, "3", "1.2.4"):
         assert read_ct(tmp_path, series=choice).shape == (12, 16, 7)
@@ -432,6 +432,11 @@ def test_warns_of_oblique_slices(tmp_path):
 def test_warns_of_implausible_lengths(tmp_path):
     text = "Voxels of 50 x 50 x 2 mm are implausible for a chest CT"
     assert warned(tmp_path, PixelSpacing=[50, 50]).startswith(text)
+
+
+def test_a_grid_larger_than_any_patient(tmp_path):
+    with pytest.raises(ct.MissingGeometry, match=r"m long, with voxels of 700 x 700 x 2 mm"):
+        warned(tmp_path, PixelSpacing=[700, 700])
 
 
 # ---------------------------------------------------------------- real data

@@ -8,7 +8,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-from covid_monai.ct import CTScan, ImplausibleValues, SourceFacts, UnreadableFile, UnsupportedImage, read_mask
+from covid_monai.ct import (
+    CTScan,
+    ImplausibleValues,
+    SourceFacts,
+    UnreadableFile,
+    UnsupportedImage,
+    names_of_codes,
+    read_mask,
+    write_mask,
+)
 
 SHAPE = (6, 5, 4)
 AFFINE = np.array([[-0.7, 0, 0, 100], [0, -0.8, 0, 90], [0, 0, 1.5, -300], [0, 0, 0, 1]])  # upright but for the order
@@ -23,6 +32,13 @@ def scan(affine: np.ndarray = AFFINE) -> CTScan:
 def save(path: Path, array: np.ndarray = CODES, affine: np.ndarray = AFFINE) -> Path:
     nib.save(nib.Nifti1Image(array, affine), path)
     return path
+
+
+def test_names_of_codes_are_those_that_were_written(tmp_path: Path):
+    names = {1: "right lung", 2: "left lung"}
+    write_mask(np.ones(SHAPE, np.uint8), scan(), tmp_path / "ours.nii.gz", names)
+    assert names_of_codes(tmp_path / "ours.nii.gz") == names
+    assert names_of_codes(save(tmp_path / "other.nii.gz")) == {}
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.int16, np.float32])

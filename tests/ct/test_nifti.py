@@ -183,6 +183,18 @@ def test_warns_of_coarse_slices_along_any_axis(tmp_path):
     assert read_ct(save(tmp_path / "ct.nii.gz", hu(), affine)).warnings[0].startswith("Slices are 6 mm thick")
 
 
+@pytest.mark.parametrize("thin", [0.5, 0.625])
+def test_thin_axial_slices_are_not_taken_for_sagittal_ones(thin, tmp_path):
+    affine = np.diag([0.977, 0.977, thin, 1.0])
+    assert read_ct(save(tmp_path / "ct.nii.gz", hu(), affine)).warnings == ()
+
+
+def test_a_grid_larger_than_any_patient(tmp_path):
+    affine = np.diag([500.0, 500.0, 500.0, 1.0])  # micrometres
+    with pytest.raises(ct.MissingGeometry, match=r"ct\.nii\.gz is 3\.0 m long, with voxels of 500 x 500 x 500 mm"):
+        read_ct(save(tmp_path / "ct.nii.gz", hu(), affine))
+
+
 # ---------------------------------------------------------------- write_mask
 
 

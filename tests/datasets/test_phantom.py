@@ -250,6 +250,13 @@ def test_data_set_deals_unlabelled_patients_from_the_training_side_only(tmp_path
         prepare("phantom", None, tmp_path / "none.json", unlabelled_share=0.6, **options)
 
 
+def test_data_set_refuses_too_few_healthy_patients_before_it_makes_any(tmp_path, monkeypatch):
+    monkeypatch.setattr("covid_monai.datasets.phantoms.make_phantom", None)
+    with pytest.raises(DatasetError, match=r"2 healthy patients \(of 8, with healthy=0\.25\) are too few for shares"):
+        prepare("phantom", None, tmp_path / "list.json", patients=8, slices=2, size=32)
+    assert not list(tmp_path.iterdir())
+
+
 def test_data_set_refuses_too_few_patients(tmp_path):
     with pytest.raises(DatasetError, match="too few for shares"):
         prepare("phantom", None, tmp_path / "list.json", patients=2, slices=2, size=32)

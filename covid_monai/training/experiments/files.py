@@ -8,14 +8,14 @@ import fcntl
 import io
 import math
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from covid_monai.training.experiments.study import StudyError
+from covid_monai.whole_files import write_whole
 
-__all__ = ["is_number", "locked", "read_csv", "write", "write_csv"]
+__all__ = ["is_number", "locked", "read_csv", "write_csv"]
 
 
 def read_csv(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
@@ -49,21 +49,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, st
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows({column: row[column] for column in columns if column in row} for row in rows)
-    write(path, text.getvalue().encode())
-
-
-def write(path: Path, content: bytes) -> Path:
-    """Write a file whole or not at all."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        temporary = Path(file.name)
-        try:
-            file.write(content)
-            file.flush()
-            temporary.chmod(0o644)
-            return temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    write_whole(path, text.getvalue().encode())
 
 
 def is_number(text: str) -> bool:

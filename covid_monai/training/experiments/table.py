@@ -15,7 +15,6 @@ import numpy as np
 from mlflow import MlflowClient
 from scipy.stats import wilcoxon
 
-from covid_monai.training.experiments.files import write
 from covid_monai.training.experiments.pictures import coach_masks, metric_panels
 from covid_monai.training.experiments.results import (
     Finished,
@@ -26,6 +25,7 @@ from covid_monai.training.experiments.results import (
     write_results,
 )
 from covid_monai.training.experiments.study import CASCADE, SINGLE, Arm, Cell, Network, Study, StudyError
+from covid_monai.whole_files import write_whole
 
 __all__ = ["Comparison", "compare", "holm", "write_table"]
 
@@ -120,11 +120,11 @@ def write_table(study: Study, report: Path, tracking_uri: str) -> list[Path]:
             part = _Side(study, network, side, own, results)
             lines += ["", f"### Side {side}", "", *part.lines()]
             if part.metrics:
-                paths.append(write(report / part.picture, part.panels()))
+                paths.append(write_whole(report / part.picture, part.panels()))
     pictures = dict(_coach_pictures(client, cells, finished, report)) if client else {}
-    paths += [write(report / name, content) for name, content in pictures.items()]
+    paths += [write_whole(report / name, content) for name, content in pictures.items()]
     lines += [*_coach_section(report), "", NOTICE, ""]
-    return [*paths, write(report / "table.md", "\n".join(lines).encode())]
+    return [*paths, write_whole(report / "table.md", "\n".join(lines).encode())]
 
 
 def _data_hash(finished: Finished, report: Path) -> str | None:
