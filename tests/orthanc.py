@@ -44,6 +44,12 @@ class Orthanc:
         found = requests.get(root, timeout=30).json()
         return [dcmread(BytesIO(requests.get(f"{root}/{name}/file", timeout=30).content)) for name in found]
 
+    def delete(self, instance: str) -> None:
+        """Delete one image, by its SOPInstanceUID."""
+        root = f"http://127.0.0.1:{self.http_port}"
+        (name,) = [each["ID"] for each in requests.post(f"{root}/tools/lookup", instance, timeout=30).json()]
+        requests.delete(f"{root}/instances/{name}", timeout=30).raise_for_status()
+
     def clear(self) -> None:
         """Delete all that is stored."""
         root = f"http://127.0.0.1:{self.http_port}/patients"

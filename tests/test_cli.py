@@ -484,6 +484,16 @@ def test_a_folder_that_cannot_be_made_is_2_before_anything_is_read(run: Callable
     result = run("analyse", tmp_path / "missing", "--output", tmp_path / "file" / "results")
     assert (result.code, len(result.faults)) == (2, 1)
     assert f"{tmp_path / 'file'} is no folder: give --output a new folder" in result.err
+    result = run("analyse", tmp_path / "missing", "--output", tmp_path / ("long" * 80))
+    assert (result.code, len(result.faults)) == (2, 1)
+    assert "File name too long" in result.err
+
+
+def test_a_folder_that_is_closed_is_2(run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("os.access", lambda *_: False)
+    result = run("analyse", tmp_path / "missing", "--output", tmp_path / "results")
+    assert (result.code, len(result.faults)) == (2, 1)
+    assert f"{tmp_path} cannot be written to: give --output another folder." in result.err
 
 
 def test_an_input_that_is_not_there_is_named_once(analyse: Callable[..., Result], tmp_path: Path):
@@ -630,6 +640,8 @@ def test_scans_that_cannot_be_followed_are_refused_before_the_model_is_loaded(
         ((scan, tmp_path / "missing.nii.gz"), "missing.nii.gz"),
         ((scan, scan), "scans 1 and 2 are the same"),
         ((scan, other_scan, "--series", "1"), "1 series were given for 2 scans: give one for each scan."),
+        ((scan, scan, "--series", "-", "-"), "scans 1 and 2 are the same"),
+        ((scan, phantom_folder / "dicom", "--series", "-", "7"), "none of them is 7"),
     ):
         result = follow(*words)
         assert (result.code, len(result.faults)) == (2, 1)
@@ -678,6 +690,17 @@ def test_codes_of_masks_are_called_as_their_header_says(run: Callable[..., Resul
     words = ["compare-masks", tmp_path / "mask.nii.gz", tmp_path / "reference.nii.gz"]
     assert "\nleft lung " in run(*words).out
     assert "\nsinistra " in run(*words, "--codes", "1=dextra", "2=sinistra").out
+
+
+def test_names_that_do_not_cover_both_masks_are_not_used(run: Callable[..., Result], tmp_path: Path):
+    scan = CTScan.from_array(np.zeros((4, 4, 4), np.float32), np.eye(4), SourceFacts("NIfTI", 1))
+    lesion = np.ones(scan.shape, np.uint8)
+    write_mask(lesion, scan, tmp_path / "mask.nii.gz", {1: "lesion"})
+    lesion[2:] = 2
+    nib.save(nib.Nifti1Image(lesion, np.eye(4)), tmp_path / "reference.nii.gz")
+    result = run("compare-masks", tmp_path / "mask.nii.gz", tmp_path / "reference.nii.gz")
+    assert (result.code, result.err) == (0, "")
+    assert "ground glass" in result.out
 
 
 def test_masks_on_two_grids_are_refused(run: Callable[..., Result], tmp_path: Path):

@@ -398,8 +398,11 @@ def bundle_of(options: argparse.Namespace) -> Iterator[Path]:
         return
     if options.bundle or options.weights:
         raise ValueError("--model brings its bundle and weights: leave out --bundle and --weights.")
+    from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
+
     from covid_monai.registry import pulled
 
+    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)
     with pulled(options.model) as bundle:
         yield bundle
 

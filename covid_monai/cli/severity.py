@@ -47,8 +47,8 @@ def add_severity(commands: Any) -> None:
     follow_up.add_argument("baseline", type=Path, metavar="BASELINE", help="the earliest scan")
     follow_up.add_argument("later", nargs="+", type=Path, metavar="FOLLOWUP", help="later scans, in order")
     follow_up.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder for the results")
-    follow_up.add_argument("--series", nargs="+", metavar="N", help="which DICOM series of each scan, as in analyse: "
-                           "one for each scan")  # fmt: skip
+    follow_up.add_argument("--series", nargs="+", metavar="N", help="which DICOM series of each scan, as in analyse; "
+                           "- for one that has no choice")  # fmt: skip
     follow_up.add_argument("--days", nargs="+", type=float, metavar="DAY", help="day of each scan, e.g. 0 14 35")
     add_model_options(follow_up)
     follow_up.add_argument("--overwrite", action="store_true", help="replace results of other scans that lie in DIR")
@@ -87,14 +87,17 @@ def _code(text: str) -> tuple[int, str]:
 
 
 def _compare_masks(options: argparse.Namespace) -> int:
+    import numpy as np
+
     from covid_monai.analysis import NOTICE
     from covid_monai.ct import names_of_codes, read_mask_pair
-    from covid_monai.severity import compare_masks
+    from covid_monai.severity import LESION_CODES, compare_masks
     from covid_monai.whole_files import write_whole
 
     mask, reference, spacing = read_mask_pair(options.mask, options.reference)
-    named = names_of_codes(options.mask) or names_of_codes(options.reference)
-    codes = dict(options.codes or named or {1: "ground glass", 2: "consolidation"})
+    there = {int(code) for each in (mask, reference) for code in np.unique(each)} - {0}
+    named = (names_of_codes(path) for path in (options.mask, options.reference))
+    codes = dict(options.codes or next((names for names in named if there <= set(names)), LESION_CODES))
     comparison = compare_masks(mask, reference, spacing, codes)
     if options.json:
         write_whole(options.json, (json.dumps({"notice": NOTICE, **asdict(comparison)}, indent=2) + "\n").encode())
@@ -158,7 +161,7 @@ def _follow_up(options: argparse.Namespace) -> int:
     paths = [options.baseline, *options.later]  # all that can be refused is, before anything takes minutes
     check_days(options.days, len(paths))
     check_output(options.output)
-    series = options.series or [None] * len(paths)
+    series = [None if which == "-" else which for which in options.series or ["-"] * len(paths)]
     if len(series) != len(paths):
         raise ValueError(f"{len(series)} series were given for {len(paths)} scans: give one for each scan.")
     elastix()

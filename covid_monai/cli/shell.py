@@ -61,11 +61,14 @@ def check_output(folder: Path) -> None:
     Raises:
         ValueError: it, or what it would lie in, is no folder or must not be written to.
     """
-    there = next(each for each in (folder, *folder.absolute().parents) if each.exists())
-    if not there.is_dir():
-        raise ValueError(f"{there} is no folder: give --output a new folder or one for the results.")
+    try:
+        there = next(each for each in (folder, *folder.absolute().parents) if os.path.lexists(each) or each.exists())
+        if not there.is_dir():
+            raise ValueError(f"{there} is no folder: give --output a new folder or one for the results.")
+    except OSError as error:  # a name that is too long, or within a folder that is closed
+        raise ValueError(f"{folder} cannot be made ({error.strerror}): give --output another folder.") from error
     if not os.access(there, os.W_OK | os.X_OK):
-        raise ValueError(f"{there} must not be written to: give --output another folder.")
+        raise ValueError(f"{there} cannot be written to: give --output another folder.")
 
 
 def complain(line: str) -> None:

@@ -70,7 +70,7 @@ def check_extent(affine: np.ndarray, shape: Sequence[int], where: str) -> None:
         size = " x ".join(f"{length:g}" for length in spacing)
         raise MissingGeometry(
             f"{where} is {longest / 1000:.1f} m long, with voxels of {size} mm: its lengths are wrong (micrometres?), "
-            "convert the original DICOM series again."
+            "export it again."
         )
 
 

@@ -26,7 +26,7 @@ GRID_TOLERANCE = 0.1
 
 def names_of_codes(path: str | Path) -> dict[int, str]:
     """Names that `write_mask` put into the header of a mask, by code; none in a mask of another origin."""
-    extensions = nib.Nifti1Image.from_filename(path).header.extensions
+    extensions = getattr(nib.load(path).header, "extensions", ())
     texts = [extension.get_content() for extension in extensions if extension.get_code() == COMMENT]
     found = (re.fullmatch(r"(\d+) = (.+)", part) for text in texts for part in _text(text).split("; "))
     return {int(match[1]): match[2] for match in found if match}

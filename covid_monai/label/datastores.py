@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 import threading
@@ -13,6 +14,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import requests
 from filelock import FileLock
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
@@ -80,6 +82,10 @@ class _Careful(LocalDatastore):
             )
         return Path(self.get_image_uri(image_id))
 
+    def _drawn_on(self, image_id: str) -> Path:
+        """What a label that comes back was drawn on."""
+        return self.scan_path(image_id)
+
     def label_path(self, image_id: str, tag: str) -> Path | None:
         """The label of an image under a tag, None where there is none."""
         path = self.get_label_uri(check_name(image_id), check_tag(tag))
@@ -117,8 +123,7 @@ class _Careful(LocalDatastore):
             LabelError: it is no label of that image.
             OSError: it cannot be written; an earlier label stays.
         """
-        path = self.scan_path(image_id)
-        scan = read_ct(path)
+        scan = read_ct(self._drawn_on(image_id))
         mask = read_label(Path(label_filename), scan, self.classes, label_info.get("label_info"))
         self._keep(image_id, scan, mask, check_tag(label_tag), label_info)
         return image_id
@@ -210,22 +215,51 @@ class DicomwebDatastore(_Careful, DICOMWebDatastore):
         """Folder of a series, with its NIfTI copy beside it."""
         return Path(super().scan_path(image_id).with_name(image_id))
 
+    def json(self) -> dict[str, Any]:
+        """The index, with the series of the archive that were not fetched yet, unless it is away."""
+        content = super().json()
+        try:
+            images = self.list_images()
+        except requests.RequestException:
+            images = []
+        for image in images:
+            waiting = ImageLabelModel(image=DataModel(ext=SUFFIX, info={"SeriesInstanceUID": image}))
+            content["objects"].setdefault(image, waiting.model_dump())
+        return content
+
+    def _drawn_on(self, image_id: str) -> Path:
+        """The series as the archive has it, and while the archive is away as it is here."""
+        try:
+            return self.scan_path(image_id)
+        except (requests.ConnectionError, requests.Timeout):
+            folder, copy = self._places(image_id)
+            if not (copy.exists() and image_id in self._datastore.objects):
+                raise
+            return folder
+
+    def _places(self, image_id: str) -> tuple[Path, Path]:
+        """Folder of a series that was fetched, and its NIfTI copy, which is there when the series could be read."""
+        folder = Path(self._datastore.image_path(), check_name(image_id)).resolve()
+        return folder, folder.with_name(f"{image_id}{SUFFIX}")
+
     def get_image_uri(self, image_id: str) -> str:
         """Path of the NIfTI copy of a series, which is fetched where it is not here as the archive has it now."""
-        folder = Path(self._datastore.image_path(), check_name(image_id)).resolve()
-        copy = folder.with_name(f"{image_id}{SUFFIX}")
+        folder, copy = self._places(image_id)
         found = self._client.search_for_series(search_filters={"SeriesInstanceUID": image_id})
         meta = next((each for each in map(Dataset.from_json, found) if each.get("SeriesInstanceUID") == image_id), None)
         if meta is None:
             raise LabelError(f"the archive {self.url} has no such series: is it still there?")
-        whole = folder.is_dir() and _has_all(folder, meta.get("NumberOfSeriesRelatedInstances"))
-        if whole and image_id in self._datastore.objects and copy.exists():
-            return str(copy)
         study = str(meta.StudyInstanceUID)
-        if not whole:
-            self._fetch(study, image_id, folder, copy)
+        instances = f"{meta.get('NumberOfSeriesRelatedInstances')} {self._instances(study, image_id)}"
+        known = self._datastore.objects.get(image_id)
+        if known is not None and copy.exists() and known.image.info.get("instances") == instances:
+            return str(copy)
+        self._fetch(study, image_id, folder)
         _write_copy(read_ct(folder), copy)
-        info = {"SeriesInstanceUID": image_id, "StudyInstanceUID": study, "Modality": "CT", "name": copy.name}
+        info = {
+            **{"SeriesInstanceUID": image_id, "StudyInstanceUID": study, "Modality": "CT", "name": copy.name},
+            "instances": instances,
+        }
         with self._busy:
             self._init_from_datastore_file()
             earlier = self._datastore.objects.get(image_id)
@@ -237,11 +271,22 @@ class DicomwebDatastore(_Careful, DICOMWebDatastore):
             self._update_datastore_file()
         return str(copy)
 
-    def _fetch(self, study: str, series: str, folder: Path, copy: Path) -> None:
-        """Fetch a series, in place of what was fetched, and copied, while it was still arriving in the archive."""
+    def _instances(self, study: str, series: str) -> str:
+        """SHA-256 over the SOPInstanceUIDs that the archive has of a series now.
+
+        One answer is all that is asked for; an archive that gives its first thousand only gives the same ones again.
+        """
+        found = self._client.search_for_instances(study, series, fields=["SOPInstanceUID"])
+        uids = sorted(str(Dataset.from_json(each).SOPInstanceUID) for each in found)
+        return hashlib.sha256("\n".join(uids).encode()).hexdigest()
+
+    def _fetch(self, study: str, series: str, folder: Path) -> None:
+        """Fetch a series, in place of what was fetched when the archive had other images of it.
+
+        The copy of that stays until there is a new one: the watcher forgets images, and their labels, without a file.
+        """
         with unfinished_folder(folder.parent) as unfinished:
             fetched = fetch_series(self.url, study, series, unfinished / series)
-            copy.unlink(missing_ok=True)
             if folder.is_dir():
                 folder.rename(unfinished / "earlier")
             fetched.rename(folder)
@@ -257,7 +302,7 @@ class DicomwebDatastore(_Careful, DICOMWebDatastore):
         _Careful.save_label(self, image_id, label_filename, label_tag, label_info)
         if label_tag != FINAL:
             return image_id
-        path = self.scan_path(image_id)
+        path = self._drawn_on(image_id)
         scan = read_ct(path)
         saved = self.label_path(image_id, FINAL)
         assert saved is not None
@@ -269,11 +314,6 @@ class DicomwebDatastore(_Careful, DICOMWebDatastore):
         except ValueError as error:
             raise LabelError(f"the label is kept here, but not in the archive: {error} Then save it again.") from error
         return image_id
-
-
-def _has_all(folder: Path, instances: int | None) -> bool:
-    """Whether a fetched series has as many images as the archive; true where the archive does not say."""
-    return instances is None or sum(1 for _ in folder.iterdir()) == instances
 
 
 def _write_copy(scan: CTScan, path: Path) -> None:

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -23,6 +25,7 @@ __all__ = ["run_demo"]
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 SEEDS = (2026, 2027)
 START_SECONDS = 60
+LOOPBACK = "127.0.0.1"
 
 
 def run_demo(folder: Path, port: int, orthanc_port: int) -> None:
@@ -40,23 +43,28 @@ def run_demo(folder: Path, port: int, orthanc_port: int) -> None:
     program = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin")
     if program is None or not PLUGIN.exists():
         raise LabelError("Orthanc with DICOMweb is not installed: bash .ci/system_packages installs Debian's.")
+    for number, name in ((port, "LABEL_PORT"), (orthanc_port, "ORTHANC_PORT")):  # else another Orthanc might answer
+        check_port(LOOPBACK, number, f"end what listens there, of an earlier run perhaps, or make label {name}=….")
     folder = folder.resolve()
-    url = f"http://127.0.0.1:{orthanc_port}/dicom-web"
+    url = f"http://{LOOPBACK}:{orthanc_port}/dicom-web"
     settings = ServerSettings(url, folder / "label", port=port)
     settings.check()
-    check_port("127.0.0.1", orthanc_port)  # else another Orthanc might answer
+    os.umask(0o077)
     store = folder / "orthanc"
     store.mkdir(parents=True, exist_ok=True)
     config = store / "orthanc.json"
     config.write_text(json.dumps(_configuration(store, orthanc_port), indent=1))
     with (store / "log").open("ab") as log:
         orthanc = subprocess.Popen([program, str(config)], stdout=log, stderr=log, cwd=store, start_new_session=True)
+    stopping = threading.Event()
     try:
         _wait(url, orthanc, store / "log")
+        threading.Thread(target=_tell_end, args=(orthanc, stopping, store / "log"), daemon=True).start()
         _fill(url, folder)
-        print(f"Orthanc:     http://127.0.0.1:{orthanc_port} (DICOMweb: {url})")
+        print(f"Orthanc:     http://{LOOPBACK}:{orthanc_port} (DICOMweb: {url})")
         serve(settings)
     finally:
+        stopping.set()
         orthanc.terminate()
         try:
             orthanc.wait(30)
@@ -64,15 +72,25 @@ def run_demo(folder: Path, port: int, orthanc_port: int) -> None:
             orthanc.kill()
 
 
+def _tell_end(orthanc: subprocess.Popen, stopping: threading.Event, log: Path) -> None:
+    """Say when Orthanc ends and was not meant to."""
+    orthanc.wait()
+    if not stopping.is_set():
+        print(f"covid-monai: Orthanc has ended, see {log}: stop with Ctrl-C and start again.", file=sys.stderr)
+
+
 def _configuration(store: Path, port: int) -> dict[str, object]:
-    """Only this machine may ask, by HTTP alone."""
+    """Only this machine may ask, by HTTP alone.
+
+    Debian's Orthanc 1.10 listens at every address all the same, and answers others with 401.
+    """
     return {
         "Name": "covid_monai",
         "StorageDirectory": str(store / "storage"),
         "IndexDirectory": str(store / "storage"),
         "Plugins": [str(PLUGIN)],
         "HttpPort": port,
-        "HttpBindAddresses": ["127.0.0.1"],
+        "HttpBindAddresses": [LOOPBACK],
         "RemoteAccessAllowed": False,
         "AuthenticationEnabled": False,
         "DicomServerEnabled": False,

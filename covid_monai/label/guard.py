@@ -8,14 +8,13 @@ import ipaddress
 import re
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-import requests
 from fastapi import FastAPI, Request
 from monailabel.interfaces.exception import MONAILabelException
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from covid_monai.label.faults import LabelError
+from covid_monai.label.faults import LabelError, archive_fault
 from covid_monai.label.names import check_name, check_tag
 
 __all__ = ["Guard", "tell_faults"]
@@ -62,7 +61,7 @@ class Guard:
             status, why = refusal
             await JSONResponse({"detail": why}, status)(scope, receive, send)
         else:
-            await self.app(scope, receive, send)
+            await self.app(_with_query(scope), receive, send)
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         headers = Headers(scope=scope)
@@ -100,6 +99,17 @@ class Guard:
             return host == "localhost"
 
 
+def _with_query(scope: Scope) -> Scope:
+    """MONAI Label's proxy passes on the path alone: what is asked for with it becomes a part of that.
+
+    Not of one to metadata, which it tells by their end.
+    """
+    path = scope.get("path", "")
+    if path.startswith("/proxy/") and not path.endswith("/metadata") and scope["query_string"]:
+        return {**scope, "path": f"{scope['path']}?{scope['query_string'].decode('latin-1')}"}
+    return scope
+
+
 def tell_faults(app: FastAPI) -> None:
     """Answer what goes wrong with one line, and go on."""
 
@@ -107,10 +117,8 @@ def tell_faults(app: FastAPI) -> None:
         return JSONResponse({"detail": str(error)}, 400)
 
     async def failed(request: Request, error: Exception) -> JSONResponse:
-        if isinstance(error, requests.HTTPError) and error.response is not None:
-            return JSONResponse({"detail": f"the archive refuses, HTTP status {error.response.status_code}."}, 502)
-        if isinstance(error, requests.RequestException):
-            return JSONResponse({"detail": f"the archive cannot be reached ({type(error).__name__}): is it up?"}, 502)
+        if fault := archive_fault(error):
+            return JSONResponse({"detail": fault}, 502)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return JSONResponse({"detail": "the disk is full: nothing was changed; make room and try again."}, 507)
         return JSONResponse({"detail": str(error)}, 500)

@@ -13,13 +13,18 @@ import socket
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 from covid_monai.ct.exchange import PASSWORD, USER, check_address
 from covid_monai.label.compatibility import prepare_monailabel
-from covid_monai.label.faults import LabelError
+from covid_monai.label.faults import LabelError, archive_fault
 
-__all__ = ["ServerSettings", "check_port", "serve"]
+__all__ = ["SERVER", "ServerSettings", "check_port", "serve"]
 
+SERVER = "COVID_MONAI_LABEL_SERVER"
+"""Environment variable with the number of the server's process, for those that it starts."""
 APP_FOLDER = Path(__file__).parent / "app_folder"
 
 
@@ -68,20 +73,25 @@ class ServerSettings:
         check_port(self.host, self.port)
 
 
-def check_port(host: str, port: int) -> None:
+def check_port(host: str, port: int, remedy: str = "give another with --port.") -> None:
     """Refuse a port that another program listens at.
+
+    Args:
+        host: its address.
+        port: the port.
+        remedy: what to do, the end of the message.
 
     Raises:
         LabelError: it is not free, or no port.
     """
     if not 0 < port < 2**16:
-        raise LabelError(f"--port {port} is none: give 1 to 65535.")
+        raise LabelError(f"{port} is no port: give 1 to 65535.")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise LabelError(f"port {port} of {host} is not free: give another with --port.") from error
+            raise LabelError(f"port {port} of {host} is not free: {remedy}") from error
 
 
 def serve(settings: ServerSettings) -> None:
@@ -91,26 +101,44 @@ def serve(settings: ServerSettings) -> None:
         ValueError: the settings, the bundle or its weights cannot be used, or MONAI Label is not installed.
     """
     settings.check()
+    os.umask(0o077)  # names of folders are UIDs of patients' series
     settings.work.mkdir(parents=True, exist_ok=True)
+    settings.work.chmod(0o700)  # also what an earlier version made
     prepare_monailabel()
     os.environ.update(_environment(settings))
     uvicorn = importlib.import_module("uvicorn")
     guard = importlib.import_module("covid_monai.label.guard")
     with contextlib.redirect_stdout(io.StringIO()):  # it prints that every origin is allowed; the guard allows its own
         application = importlib.import_module("monailabel.app").app
-    importlib.import_module("monailabel.interfaces.utils.app").app_instance()  # refused now rather than by each request
+    app = importlib.import_module("monailabel.interfaces.utils.app").app_instance()  # refused now, not by each request
     guard.tell_faults(application)
     importlib.import_module("covid_monai.label.ohif").complete_ohif(application)
     address = f"http://{settings.host}:{settings.port}"
     print(f"MONAI Label: {address}")
     if settings.remote:
         print(f"OHIF:        {address}/ohif/")
+    if problem := _why_no_scans(app.datastore()):
+        print(f"warning:     {problem}")
     print("research use only, not a medical device; stop with Ctrl-C", flush=True)
-    os.umask(0o077)
     # uploads that MONAI Label forgets go with the server; a deep folder would be too long for sockets of data loaders
     with tempfile.TemporaryDirectory(prefix="covid-monai-") as folder:
         os.environ["TMPDIR"] = tempfile.tempdir = folder
-        uvicorn.run(guard.Guard(application), host=settings.host, port=settings.port, log_level="warning")
+        try:
+            uvicorn.run(guard.Guard(application), host=settings.host, port=settings.port, log_level="warning")
+        finally:  # trainings and the like, for which this process would wait
+            for child in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.terminate()
+
+
+def _why_no_scans(datastore: Any) -> str | None:
+    """What to tell somebody whose viewer will list no scan."""
+    try:
+        return None if datastore.list_images() else "no scan is there yet."
+    except OSError as error:
+        if fault := archive_fault(error):
+            return fault
+        raise
 
 
 def _environment(settings: ServerSettings) -> dict[str, str]:
@@ -123,6 +151,7 @@ def _environment(settings: ServerSettings) -> dict[str, str]:
     archive = {"MONAI_LABEL_DICOMWEB_USERNAME": user, "MONAI_LABEL_DICOMWEB_PASSWORD": password}
     return {
         "PYTHONPATH": os.environ.get("PYTHONPATH", ""),  # which MONAI Label's child processes need to be there
+        SERVER: str(os.getpid()),
         "MONAI_LABEL_APP_DIR": str(APP_FOLDER),
         "MONAI_LABEL_STUDIES": studies,
         "MONAI_LABEL_APP_CONF": json.dumps(conf),

@@ -4,7 +4,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import signal
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ from monailabel.interfaces.tasks.train import TrainTask
 
 from covid_monai.label.faults import LabelError
 from covid_monai.label.models import ModelInUse
+from covid_monai.label.server import SERVER
 from covid_monai.label.slices import export_slices
 from covid_monai.networks import load_weights, save_weights, weights_sha256
 
@@ -59,6 +64,8 @@ class FineTuning(TrainTask):
         Raises:
             LabelError: fewer than two scans have labels, or a setting is out of range.
         """
+        if (server := os.getppid()) == int(os.environ.get(SERVER, "0")):  # in a process of its own
+            threading.Thread(target=_end_with, args=(server,), daemon=True).start()
         settings = {name: _number(name, request.get(name, value)) for name, value in DEFAULTS.items()}
         before = self.model.segmenter.facts.weights_sha256
         data = export_slices(datastore, self.model.work / "training")
@@ -99,6 +106,13 @@ class FineTuning(TrainTask):
         except (ValueError, OSError) as error:
             log.warning("the new weights are in use, but not registered: %s", error)
             return None
+
+
+def _end_with(server: int) -> None:
+    """End this process when the server that it works for is gone, killed perhaps; a later training goes on from it."""
+    while os.getppid() == server:
+        time.sleep(2)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _number(name: str, value: Any) -> int:

@@ -34,6 +34,9 @@ CLASS_METRICS = ("val_volume_dice_ggo", "val_volume_dice_consolidation")
 CODE = {1: "lung_ct_infection_segmentation", 2: "lung_ct_ggo_consolidation_segmentation"}
 """Shipped bundle by whose configuration a network of so many classes is scored."""
 
+PRINTING = ("ProgressBar", "StatsHandler")
+"""Handlers that tell on the screen what the comparison tells in its table."""
+
 
 @dataclass(frozen=True)
 class Split:
@@ -153,7 +156,7 @@ def _score(
             "network": segmenter.network,
             "validate#inferer": segmenter.inferer,
             "validate#handlers": [
-                each for each in parser["validate#handlers"] if "ProgressBar" not in each["_target_"]
+                each for each in parser["validate#handlers"] if each["_target_"].rpartition(".")[2] not in PRINTING
             ],
             "tracking_uri": tracking_uri,
             "experiment": experiment,

@@ -54,7 +54,7 @@ def write_follow_up(
 
     Raises:
         ValueError: when analyses or scans are not those that were followed.
-        ResultsError: when the folder holds a follow-up of other scans, or cannot be written.
+        ResultsError: when the folder holds a follow-up of other scans, or their results below, or cannot be written.
     """
     found = tuple(analysis.scan_id for analysis in analyses)
     if found != followed.scan_ids or len(scans) != len(found):

@@ -2,7 +2,7 @@
 """Arrays and spacing in, numbers out: lungs, lobes, the twenty regions, and their scores."""
 
 from covid_monai.severity.anatomy import LOBES, REGIONS, SIDES
-from covid_monai.severity.compare import Agreement, MaskComparison, compare_masks, dice
+from covid_monai.severity.compare import LESION_CODES, Agreement, MaskComparison, compare_masks, dice
 from covid_monai.severity.evaluate import Evaluation, Proportion, evaluate
 from covid_monai.severity.finding import Finding, find_opacities, peripheral_share
 from covid_monai.severity.lobes import approximate_lobes, lobes_from_codes
@@ -24,6 +24,7 @@ from covid_monai.severity.uncertainty import THRESHOLDS, Spread, at_thresholds, 
 __all__ = [
     "CUT_OFF",
     "CUT_OFF_SOURCE",
+    "LESION_CODES",
     "LOBES",
     "REGIONS",
     "SIDES",

@@ -269,12 +269,12 @@ def check_days(days: Sequence[float] | None, scans: int) -> tuple[float, ...] | 
     return given
 
 
-def check_scans(scan_ids: Sequence[str], lengths: Sequence[bool]) -> None:
+def check_scans(scan_ids: Sequence[str], lengths_known: Sequence[bool]) -> None:
     """Refuse scans that cannot be followed, as far as that is known before they are analysed.
 
     Args:
         scan_ids: names by content, of two or more scans.
-        lengths: whether the source of each gives lengths.
+        lengths_known: whether the source of each gives lengths.
 
     Raises:
         ValueError: when there are fewer than two, or one stands twice.
@@ -283,7 +283,7 @@ def check_scans(scan_ids: Sequence[str], lengths: Sequence[bool]) -> None:
     if len(scan_ids) < 2:
         raise ValueError(f"follow-up compares scans, and {len(scan_ids)} was given: give two or more.")
     seen: dict[str, int] = {}
-    for number, (scan_id, known) in enumerate(zip(scan_ids, lengths, strict=True), start=1):
+    for number, (scan_id, known) in enumerate(zip(scan_ids, lengths_known, strict=True), start=1):
         if not known:
             raise RegistrationError(f"scan {number} gives no lengths (slice images?), so it cannot be registered.")
         first = seen.setdefault(scan_id, number)

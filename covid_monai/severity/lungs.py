@@ -199,7 +199,7 @@ class GivenLungs(LungFinder):
         if lobes is not None and _are_lungs(given):
             raise ValueError(
                 "the lobe mask holds the codes 1 and 2 side by side, as a mask of the two lungs does: give it as a "
-                "lung mask, or one with the lobes."
+                "lung mask, or number the lobes of the left lung 10 and 11."
             )
         self.lobes = None if lobes is None else lobes_from_codes(given)
         self.mask = given if self.lobes is None else sides_of_lobes(self.lobes)

@@ -34,6 +34,11 @@ def save(path: Path, array: np.ndarray = CODES, affine: np.ndarray = AFFINE) -> 
     return path
 
 
+def test_a_mask_in_nifti_2_has_no_names_either(tmp_path: Path):
+    nib.save(nib.Nifti2Image(CODES, AFFINE), tmp_path / "mask.nii.gz")
+    assert names_of_codes(tmp_path / "mask.nii.gz") == {}
+
+
 def test_names_of_codes_are_those_that_were_written(tmp_path: Path):
     names = {1: "right lung", 2: "left lung"}
     write_mask(np.ones(SHAPE, np.uint8), scan(), tmp_path / "ours.nii.gz", names)

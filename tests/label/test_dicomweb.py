@@ -111,14 +111,49 @@ def test_a_series_that_was_still_arriving_is_fetched_again(
         with running_server(orthanc.dicomweb, tmp_path / "work") as server:
             _, part = server.mask("lungs", series)
             assert array_of(part).shape[2] == len(files) - 2
+            (tmp_path / "part.nii.gz").write_bytes(part)
+            assert server.save(series, tmp_path / "part.nii.gz").ok
             send(files[-2:], orthanc.dicomweb)
             _, file = server.mask("lesions", series)
+            assert server.ask("GET", "/datastore/").json()["label_tags"] == {"final": 1, "original": 1}  # none is lost
             np.testing.assert_array_equal(array_of(file), voxels(analysed(patients[0] / "dicom") / "lesions.nii.gz"))
+
+
+def test_a_series_that_was_replaced_is_fetched_again(
+    patients: list[Path], series: str, analysed: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    """One of its images is damaged first; another one, of another UID, takes its place."""
+    files = sorted((patients[0] / "dicom").iterdir())
+    damaged = dcmread(files[3])
+    damaged.SOPInstanceUID = damaged.file_meta.MediaStorageSOPInstanceUID = f"{damaged.SOPInstanceUID}.1"
+    damaged.PixelData = damaged.PixelData[: len(damaged.PixelData) // 2]
+    damaged.save_as(tmp_path / "damaged.dcm")
+    with running_orthanc() as orthanc:
+        send([*files[:3], tmp_path / "damaged.dcm", *files[4:]], orthanc.dicomweb)
+        with running_server(orthanc.dicomweb, tmp_path / "work") as server:
+            assert server.infer("lesions", series).status_code == 400
+            orthanc.delete(damaged.SOPInstanceUID)
+            send([files[3]], orthanc.dicomweb)
+            _, file = server.mask("lesions", series)
+            np.testing.assert_array_equal(array_of(file), voxels(analysed(patients[0] / "dicom") / "lesions.nii.gz"))
+
+
+def test_series_that_were_not_fetched_yet_are_listed_and_queries_reach_the_archive(
+    server: LabelServer, orthanc: Orthanc, series: str, patients: list[Path]
+) -> None:
+    assert list(server.ask("GET", "/datastore/", params={"output": "all"}).json()["objects"]) == [series]
+    send(sorted((patients[1] / "dicom").iterdir()), orthanc.dicomweb)
+    header = dcmread(next((patients[1] / "dicom").iterdir()), stop_before_pixels=True)
+    found = server.ask("GET", "/proxy/dicom/studies", params={"StudyInstanceUID": header.StudyInstanceUID}).json()
+    assert [study["0020000D"]["Value"] for study in found] == [[header.StudyInstanceUID]]
+    assert len(server.ask("GET", "/proxy/dicom/studies").json()) == 2
 
 
 def test_an_archive_that_refuses_is_told_with_its_status(tmp_path: Path) -> None:
     with dicomweb(*[401] * 20) as (url, _), running_server(url, tmp_path / "work") as server:
         answer = server.ask("GET", "/info/")
+        assert "warning:     the archive refuses, HTTP status 401." in server.log.read_text()
+        assert (tmp_path / "work").stat().st_mode & 0o077 == 0
     assert (answer.status_code, answer.json()["detail"]) == (502, "the archive refuses, HTTP status 401.")
 
 
@@ -142,13 +177,14 @@ def test_an_archive_that_is_gone_is_told_and_what_was_saved_stays(
         _, file = server.mask("lesions", series)
         label = tmp_path / "label.nii.gz"
         label.write_bytes(file)
-        gate.refuse_posts()
-        refused = server.save(series, label)
-        assert refused.status_code == 400
-        assert "the label is kept here, but not in the archive" in refused.json()["detail"]
-        kept = list((tmp_path / "work").rglob(f"labels/final/{series}.nii.gz"))
-        np.testing.assert_array_equal(voxels(kept[0]), array_of(file))
-        gate.open()
+        for close in (gate.shut, gate.refuse_posts):
+            close()
+            refused = server.save(series, label)
+            assert refused.status_code == 400, refused.text
+            assert "the label is kept here, but not in the archive" in refused.json()["detail"]
+            (kept,) = (tmp_path / "work").rglob(f"labels/final/{series}.nii.gz")
+            np.testing.assert_array_equal(voxels(kept), array_of(file))
+            gate.open()
         assert server.save(series, label).ok
         assert [found.Modality for found in orthanc.instances()].count("SEG") == 1
 

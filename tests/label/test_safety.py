@@ -3,6 +3,7 @@
 
 import io
 import json
+import socket
 import tarfile
 from pathlib import Path
 
@@ -28,6 +29,10 @@ def test_settings_that_cannot_work_are_refused(tmp_path: Path) -> None:
         ServerSettings("http://me:secret@127.0.0.1/dicom-web", tmp_path).check()
     port = free_port()
     ServerSettings(str(tmp_path), tmp_path, port=port).check()
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(LabelError, match=f"port {port} of 127.0.0.1 is not"):
+        ServerSettings(str(tmp_path), tmp_path, port=port).check()
+    with pytest.raises(LabelError, match="99999 is no port"):
+        ServerSettings(str(tmp_path), tmp_path, port=99999).check()
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/b", "a\\b", ".hidden", "", "a\x00b", "..", "x" * 201])

@@ -79,14 +79,13 @@ def test_a_training_that_was_killed_goes_on(server: LabelServer, bundle: Path, s
     before = sorted(studies.rglob("*.nii.gz"))
     assert server.ask("POST", "/train/lesions", json=long).ok
     end = time.monotonic() + 300
-    while not (checkpoints := list(server.work.rglob("checkpoint.pt"))):
+    while not (checkpoints := list(server.work.rglob("checkpoints/checkpoint.pt"))):
         assert time.monotonic() < end
         time.sleep(0.2)
     children = psutil.Process(server.process.pid).children(recursive=True)
     server.process.kill()
-    for child in children:
-        child.kill()
     server.process.wait()
+    assert not psutil.wait_procs(children, timeout=60)[1]  # they end with it
     assert sorted(studies.rglob("*.nii.gz")) == before
     assert not (server.work / "model.pt").exists()
     (checkpoint,) = checkpoints
@@ -98,7 +97,7 @@ def test_a_training_that_was_killed_goes_on(server: LabelServer, bundle: Path, s
         while "resum" not in str(status := again.ask("GET", "/train/").json()).lower() and "epoch" not in str(status):
             assert time.monotonic() < end
             time.sleep(0.5)
-        assert list(again.work.rglob("checkpoint.pt")) == [checkpoint]
+        assert list(again.work.rglob("checkpoints/checkpoint.pt")) == [checkpoint]
         assert again.ask("DELETE", "/train/").ok
 
 
