@@ -142,7 +142,7 @@ def analyse(
         searched = time.perf_counter()
         levels = segmenter.levels(hu, thresholds, distance, False, progress, search.slices)
         segmented = time.perf_counter()
-        if ranges:  # the network sees mirrored slices while the lungs are completed, on one core
+        if ranges:  # the network sees mirrored slices while the lungs are completed, for which a core is spared
             mirrored = beside.submit(segmenter.levels, hu, thresholds, distance, True, progress, search.slices, spare=1)
         found = search.finish(levels.codes(threshold))
         del search  # it holds the scan's blocks, which the rest has no use for

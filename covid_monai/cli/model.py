@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from covid_monai.cli.shell import EXIT_CODES, OK, Help, add_command, complain
+from covid_monai.cli.shell import EXIT_CODES, OK, Help, add_command, complain, without_progress_bars
 
 if TYPE_CHECKING:
     from covid_monai.registry import Comparison, Registry, Split, Version
@@ -159,16 +159,13 @@ def _export(options: argparse.Namespace) -> int:
 
 def _registry(options: argparse.Namespace) -> Registry:
     """The registry that was asked for, with MLflow's own messages and bars silenced."""
-    from mlflow.environment_variables import (
-        MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR,
-        MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT,
-    )
+    from mlflow.environment_variables import MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT
 
     from covid_monai.registry import Registry
 
     for name in ("mlflow", "ignite"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)
+    without_progress_bars()
     MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT.set(True)
     return Registry(options.tracking_uri)
 

@@ -23,7 +23,7 @@ from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from covid_monai.cli.shell import INTERRUPTED, one_line
+from covid_monai.cli.shell import INTERRUPTED, one_line, without_progress_bars
 
 if TYPE_CHECKING:
     from covid_monai.analysis import Analysis
@@ -398,11 +398,9 @@ def bundle_of(options: argparse.Namespace) -> Iterator[Path]:
         return
     if options.bundle or options.weights:
         raise ValueError("--model brings its bundle and weights: leave out --bundle and --weights.")
-    from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
-
     from covid_monai.registry import pulled
 
-    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)
+    without_progress_bars()
     with pulled(options.model) as bundle:
         yield bundle
 

@@ -60,7 +60,7 @@ def add_severity(commands: Any) -> None:
     compare.add_argument("mask", type=Path, metavar="MASK", help="NIfTI mask, e.g. lesions.nii.gz")
     compare.add_argument("reference", type=Path, metavar="REFERENCE", help="NIfTI mask on the same grid")
     compare.add_argument("--codes", nargs="+", type=_code, metavar="CODE=NAME", help="names of the masks' codes "
-                         "(default: those in its header, else 1=ground glass, 2=consolidation)")  # fmt: skip
+                         "(default: those in a header, else 1=ground glass, 2=consolidation)")  # fmt: skip
     compare.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file too")
 
     evaluate = add_command(commands, "evaluate-scores", "how well a score separates outcomes: AUC, cut-off, ROC curve",

@@ -24,6 +24,7 @@ __all__ = [
     "check_output",
     "complain",
     "one_line",
+    "without_progress_bars",
 ]
 
 OK, SOME_FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
@@ -59,16 +60,32 @@ def check_output(folder: Path) -> None:
     """Refuse a folder for results that cannot be one, before anything takes minutes.
 
     Raises:
-        ValueError: it, or what it would lie in, is no folder or must not be written to.
+        ValueError: it, or what it would lie in, is no folder or cannot be written to.
     """
     try:
-        there = next(each for each in (folder, *folder.absolute().parents) if os.path.lexists(each) or each.exists())
+        there = next(each for each in (folder, *folder.absolute().parents) if _is_there(each))
         if not there.is_dir():
             raise ValueError(f"{there} is no folder: give --output a new folder or one for the results.")
     except OSError as error:  # a name that is too long, or within a folder that is closed
         raise ValueError(f"{folder} cannot be made ({error.strerror}): give --output another folder.") from error
     if not os.access(there, os.W_OK | os.X_OK):
         raise ValueError(f"{there} cannot be written to: give --output another folder.")
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a name is taken, be it by a link to nothing; unlike `Path.exists` it raises where that cannot be told."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def without_progress_bars() -> None:
+    """Read MLflow's artifacts in silence."""
+    from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
+
+    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)
 
 
 def complain(line: str) -> None:

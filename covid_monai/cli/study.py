@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from covid_monai.cli.shell import OK, SOME_FAILED, Help, add_command, complain
+from covid_monai.cli.shell import OK, SOME_FAILED, Help, add_command, complain, without_progress_bars
 
 __all__ = ["add_study"]
 
@@ -37,7 +37,7 @@ def add_study(commands: Any) -> None:
 def _study_run(options: argparse.Namespace) -> int:
     from covid_monai.training.experiments import Runner, load_study
 
-    _without_progress_bars()
+    without_progress_bars()
     study = load_study(options.study, options.dataset_dir)
     runner = Runner(
         study, options.output, options.tracking_uri, options.jobs, report=options.report, network=options.network
@@ -57,7 +57,7 @@ def _study_run(options: argparse.Namespace) -> int:
 def _study_table(options: argparse.Namespace) -> int:
     from covid_monai.training.experiments import default_tracking_uri, load_study, write_table
 
-    _without_progress_bars()
+    without_progress_bars()
     uri = options.tracking_uri or default_tracking_uri(options.output)
     study = load_study(options.study, dataset_dir=options.output)  # the table needs no data
     report = options.report or options.output
@@ -65,10 +65,3 @@ def _study_table(options: argparse.Namespace) -> int:
     print((report / "table.md").read_text(encoding="utf-8"))
     print(f"written: {', '.join(map(str, paths))}")
     return OK
-
-
-def _without_progress_bars() -> None:
-    """Read MLflow's artifacts in silence."""
-    from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
-
-    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)

@@ -123,10 +123,18 @@ class _Careful(LocalDatastore):
             LabelError: it is no label of that image.
             OSError: it cannot be written; an earlier label stays.
         """
-        scan = read_ct(self._drawn_on(image_id))
+        self._keep_label(image_id, label_filename, label_tag, label_info)
+        return image_id
+
+    def _keep_label(
+        self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]
+    ) -> tuple[Path, CTScan, np.ndarray]:
+        """What :meth:`save_label` does; what the label was drawn on, the scan in it, and the mask, upright."""
+        path = self._drawn_on(image_id)
+        scan = read_ct(path)
         mask = read_label(Path(label_filename), scan, self.classes, label_info.get("label_info"))
         self._keep(image_id, scan, mask, check_tag(label_tag), label_info)
-        return image_id
+        return path, scan, mask
 
     def _keep(self, image_id: str, scan: CTScan, mask: np.ndarray, tag: str, info: Mapping[str, Any]) -> None:
         folder = Path(self._datastore.label_path(tag))
@@ -249,15 +257,17 @@ class DicomwebDatastore(_Careful, DICOMWebDatastore):
         meta = next((each for each in map(Dataset.from_json, found) if each.get("SeriesInstanceUID") == image_id), None)
         if meta is None:
             raise LabelError(f"the archive {self.url} has no such series: is it still there?")
-        study = str(meta.StudyInstanceUID)
-        instances = f"{meta.get('NumberOfSeriesRelatedInstances')} {self._instances(study, image_id)}"
+        study, instances = str(meta.StudyInstanceUID), self._instances(meta)
         known = self._datastore.objects.get(image_id)
         if known is not None and copy.exists() and known.image.info.get("instances") == instances:
             return str(copy)
         self._fetch(study, image_id, folder)
         _write_copy(read_ct(folder), copy)
         info = {
-            **{"SeriesInstanceUID": image_id, "StudyInstanceUID": study, "Modality": "CT", "name": copy.name},
+            "SeriesInstanceUID": image_id,
+            "StudyInstanceUID": study,
+            "Modality": "CT",
+            "name": copy.name,
             "instances": instances,
         }
         with self._busy:
@@ -271,14 +281,17 @@ class DicomwebDatastore(_Careful, DICOMWebDatastore):
             self._update_datastore_file()
         return str(copy)
 
-    def _instances(self, study: str, series: str) -> str:
-        """SHA-256 over the SOPInstanceUIDs that the archive has of a series now.
+    def _instances(self, series: Dataset) -> str:
+        """Which images the archive has of a series now: how many, and the SHA-256 over their SOPInstanceUIDs.
 
         One answer is all that is asked for; an archive that gives its first thousand only gives the same ones again.
         """
-        found = self._client.search_for_instances(study, series, fields=["SOPInstanceUID"])
+        found = self._client.search_for_instances(
+            series.StudyInstanceUID, series.SeriesInstanceUID, fields=["SOPInstanceUID"]
+        )
         uids = sorted(str(Dataset.from_json(each).SOPInstanceUID) for each in found)
-        return hashlib.sha256("\n".join(uids).encode()).hexdigest()
+        digest = hashlib.sha256("\n".join(uids).encode()).hexdigest()
+        return f"{series.get('NumberOfSeriesRelatedInstances')} {digest}"
 
     def _fetch(self, study: str, series: str, folder: Path) -> None:
         """Fetch a series, in place of what was fetched when the archive had other images of it.
@@ -299,14 +312,9 @@ class DicomwebDatastore(_Careful, DICOMWebDatastore):
         Raises:
             LabelError: it is no label of that series, or it is kept here and the archive did not take it.
         """
-        _Careful.save_label(self, image_id, label_filename, label_tag, label_info)
+        path, scan, mask = self._keep_label(image_id, label_filename, label_tag, label_info)
         if label_tag != FINAL:
             return image_id
-        path = self._drawn_on(image_id)
-        scan = read_ct(path)
-        saved = self.label_path(image_id, FINAL)
-        assert saved is not None
-        mask = read_label(saved, scan, self.classes)
         try:
             with tempfile.TemporaryDirectory(prefix="covid-monai-") as folder:
                 file = write_label_seg(mask, scan, tuple(self.classes), read_sources(path), Path(folder))

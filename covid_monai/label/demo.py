@@ -47,8 +47,6 @@ def run_demo(folder: Path, port: int, orthanc_port: int) -> None:
         check_port(LOOPBACK, number, f"end what listens there, of an earlier run perhaps, or make label {name}=….")
     folder = folder.resolve()
     url = f"http://{LOOPBACK}:{orthanc_port}/dicom-web"
-    settings = ServerSettings(url, folder / "label", port=port)
-    settings.check()
     os.umask(0o077)
     store = folder / "orthanc"
     store.mkdir(parents=True, exist_ok=True)
@@ -62,7 +60,7 @@ def run_demo(folder: Path, port: int, orthanc_port: int) -> None:
         threading.Thread(target=_tell_end, args=(orthanc, stopping, store / "log"), daemon=True).start()
         _fill(url, folder)
         print(f"Orthanc:     http://{LOOPBACK}:{orthanc_port} (DICOMweb: {url})")
-        serve(settings)
+        serve(ServerSettings(url, folder / "label", port=port))
     finally:
         stopping.set()
         orthanc.terminate()

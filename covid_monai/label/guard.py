@@ -106,7 +106,7 @@ def _with_query(scope: Scope) -> Scope:
     """
     path = scope.get("path", "")
     if path.startswith("/proxy/") and not path.endswith("/metadata") and scope["query_string"]:
-        return {**scope, "path": f"{scope['path']}?{scope['query_string'].decode('latin-1')}"}
+        return {**scope, "path": f"{path}?{scope['query_string'].decode('latin-1')}"}
     return scope
 
 

@@ -11,6 +11,7 @@ __all__ = ["FINAL", "ORIGINAL", "check_name", "check_tag"]
 
 FINAL, ORIGINAL = "final", "original"
 """Tags of MONAI Label: what a person saved, and what the model drew."""
+
 _NAME = re.compile(r"(?!\.)[^/\\\x00-\x1f\x7f]{1,200}")
 _TAG = re.compile(r"[A-Za-z0-9_-]{1,64}")
 

@@ -33,7 +33,6 @@ METRIC = "val_volume_dice"
 CLASS_METRICS = ("val_volume_dice_ggo", "val_volume_dice_consolidation")
 CODE = {1: "lung_ct_infection_segmentation", 2: "lung_ct_ggo_consolidation_segmentation"}
 """Shipped bundle by whose configuration a network of so many classes is scored."""
-
 PRINTING = ("ProgressBar", "StatsHandler")
 """Handlers that tell on the screen what the comparison tells in its table."""
 
