@@ -150,9 +150,7 @@ def _story(report: Contents, analysis: Analysis) -> Iterator[Flowable]:
     yield _paragraph("How to read the figures", HEADING)
     for note in report.notes:
         yield _paragraph(note, _style(7.5, bulletIndent=2, leftIndent=10), bulletText="•")
-    yield CondPageBreak(40 * mm)  # no heading stands alone
-    yield _paragraph("Method and software", HEADING)
-    yield _record(report)
+    yield KeepTogether([_paragraph("Method and software", HEADING), _record(report)])
 
 
 def _box(content: list[Flowable], background: str, edge: str) -> Table:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from covid_monai.analysis import NOTICE, Analysis
-from covid_monai.reports.contents import APPROXIMATE
+from covid_monai.reports.contents import APPROXIMATE, contents
 from covid_monai.reports.pdf import save_pdf
 from tests.reports.analyses import FINDING, make_analysis
 from tests.reports.test_html import CASES
@@ -42,6 +42,17 @@ def test_it_has_up_to_three_pages(case: str, tmp_path: Path):
     assert content.rstrip().endswith(b"%%EOF")
     pages = len(re.findall(rb"/Type /Page\b(?!s)", content))
     assert 2 <= pages <= 3
+
+
+@pytest.mark.parametrize("notes", range(0, 60, 6))
+def test_the_last_heading_stands_over_its_table(notes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Wherever it falls on its page, and though the table does not break."""
+    report = contents(CASES["usual"])
+    rows = tuple((f"key {number}", "value") for number in range(40))
+    longer = replace(report, notes=(*report.notes, *["A note of one line."] * notes), record=(("Method", rows),))
+    monkeypatch.setattr("covid_monai.reports.pdf.contents", lambda *_: longer)
+    (page,) = [each for each in text(CASES["usual"], tmp_path).split("\f") if "Method and software" in each]
+    assert "key 0" in page.partition("Method and software")[2]
 
 
 @pytest.mark.parametrize("case", ["usual", "without lung"])
