@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,22 +123,23 @@ def add_model_options(command: argparse.ArgumentParser) -> None:
 
 def _analyse(options: argparse.Namespace) -> int:
     _check(options)
-    from covid_monai.analysis import NOTICE
-
     failures: list[str] = []
-    with bundle_of(options) as bundle, _inputs(options) as inputs:
-        options = argparse.Namespace(**{**vars(options), "bundle": bundle, "model": None})  # one, also for all workers
-        cohort = _cohort(options) if len(inputs) > 1 else None
-        rows = dict(cohort.rows) if cohort is not None else {}
-        jobs = [Job(number, path, options, rows) for number, path in enumerate(inputs, start=1)]
-        elsewhere = options.ray or (options.workers > 1 and len(jobs) > 1)
-        reading = None if elsewhere else begin_reading(jobs[0])
+    with _inputs(options) as inputs, ExitStack() as stack:
+        elsewhere = options.ray or (options.workers > 1 and len(inputs) > 1)
+        reading = None if elsewhere else begin_reading(inputs[0], options)
         try:
+            from covid_monai.analysis import NOTICE
+
+            bundle = stack.enter_context(bundle_of(options))
+            options = argparse.Namespace(**{**vars(options), "bundle": bundle, "model": None})  # one, for all workers
             analyser = Analyser(options)
         except Exception:
             if reading is not None:
                 reading.exception()  # done with its files, and with the warnings of this process
             raise
+        cohort = _cohort(options) if len(inputs) > 1 else None
+        rows = dict(cohort.rows) if cohort is not None else {}
+        jobs = [Job(number, path, options, rows) for number, path in enumerate(inputs, start=1)]
         print(f"model: {analyser.model}")
         if options.resume:
             _remove_unfinished(options.output)

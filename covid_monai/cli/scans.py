@@ -156,13 +156,13 @@ class Outcome:
 Announce = Callable[[Job], Any]
 
 
-def begin_reading(job: Job) -> Future[CTScan]:
+def begin_reading(path: Path, options: argparse.Namespace) -> Future[CTScan]:
     """Read a scan while the model is loaded, and then import what writes its results while it is analysed."""
     scan: Future[CTScan] = Future()
 
     def work() -> None:
         try:
-            scan.set_result(_read(job))
+            scan.set_result(_read(path, options))
         except BaseException as error:
             scan.set_exception(error)
         importlib.import_module("covid_monai.reports")
@@ -327,20 +327,20 @@ def _end_with_parent() -> None:
 def _outcome(job: Job, analyser: Analyser, reading: Future[CTScan] | None = None) -> Outcome:
     """Analyse one input; whatever happens, the others must not suffer."""
     try:
-        return _analysed(job, analyser, _read(job) if reading is None else reading.result())
+        return _analysed(job, analyser, _read(job.path, job.options) if reading is None else reading.result())
     except Exception as error:
         return Outcome(job, fault=fault_of(error, job.options), kind=type(error).__name__)
 
 
-def _read(job: Job) -> CTScan:
+def _read(path: Path, options: argparse.Namespace) -> CTScan:
     from covid_monai.ct import read_ct
 
-    return read_ct(job.path, _series(job))
+    return read_ct(path, _series(options))
 
 
-def _series(job: Job) -> str | None:
+def _series(options: argparse.Namespace) -> str | None:
     """Which series to read; of what was fetched from a server there is one."""
-    return None if job.options.dicomweb else job.options.series
+    return None if options.dicomweb else options.series
 
 
 def _analysed(job: Job, analyser: Analyser, scan: CTScan) -> Outcome:
@@ -355,7 +355,7 @@ def _analysed(job: Job, analyser: Analyser, scan: CTScan) -> Outcome:
         row = job.rows.get(folder.name)
         if row is not None and analyser.made(folder, identity, row):
             return Outcome(job, folder, ("  results of an earlier run, left as they are",))
-    sources = read_sources(job.path, _series(job)) if options.dicom or options.send else None
+    sources = read_sources(job.path, _series(options)) if options.dicom or options.send else None
     analysis = analyser(scan, _lungs(options, scan))
 
     from covid_monai.reports import figures_of, write_results  # which the thread that read may have imported by now

@@ -138,9 +138,11 @@ def write_mask(mask: np.ndarray, scan: CTScan, path: str | Path, labels: Mapping
         raise ValueError(f"A mask cannot be written as {path.name}: give a name that ends in .nii.gz or .nii.")
     mask = mask.astype(np.uint8, copy=False)
     if labels is not None:
-        planes = np.moveaxis(mask, np.argmax(np.abs(mask.strides)), 0)  # each lies together in memory
         named = np.isin(np.arange(256), [0, *labels])
-        unnamed = sorted({int(value) for plane in planes for value in np.unique(plane[~named[plane]])})
+        unnamed = []
+        if not named[: mask.max(initial=0) + 1].all():  # which costs little, and rarely leaves anything to look for
+            planes = np.moveaxis(mask, np.argmax(np.abs(mask.strides)), 0)  # each lies together in memory
+            unnamed = sorted({int(value) for plane in planes for value in np.unique(plane[~named[plane]])})
         if unnamed:
             raise ValueError(
                 f"The mask holds the values {unnamed}, which labels does not name: name them or drop them."

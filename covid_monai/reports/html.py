@@ -18,14 +18,16 @@ from covid_monai.reports import slice_plot
 from covid_monai.reports.body_map import BANDS, NOT_ASSESSABLE, body_map
 from covid_monai.reports.contents import COLUMNS, contents
 from covid_monai.reports.drawing import to_svg
-from covid_monai.reports.pictures import Frame, draw_pictures, viewer_frames
+from covid_monai.reports.pictures import Frame, Pictures, draw_pictures, viewer_frames
 from covid_monai.reports.wording import percent
 from covid_monai.whole_files import write_whole
 
 __all__ = ["save_html"]
 
 
-def save_html(analysis: Analysis, path: str | os.PathLike, title: str | None = None) -> None:
+def save_html(
+    analysis: Analysis, path: str | os.PathLike, title: str | None = None, pictures: Pictures | None = None
+) -> None:
     """Write the report as one self-contained HTML file.
 
     Its content security policy lets it load nothing from anywhere; of the patient it shows nothing but the anatomy.
@@ -34,14 +36,15 @@ def save_html(analysis: Analysis, path: str | os.PathLike, title: str | None = N
         analysis: what to report.
         path: file to write.
         title: name of the scan for the heading; the scan id when None. It may tell who the patient is.
+        pictures: of the analysis, where they are drawn already.
 
     Raises:
         OSError: when the file cannot be written.
     """
-    write_whole(path, _render(analysis, title).encode())
+    write_whole(path, _render(analysis, title, pictures or draw_pictures(analysis)).encode())
 
 
-def _render(analysis: Analysis, title: str | None) -> str:
+def _render(analysis: Analysis, title: str | None, pictures: Pictures) -> str:
     style, script = static("report.css") + _band_style(), static("viewer.js")
     frames = [_frame(frame, analysis) for frame in viewer_frames(analysis)]
     return (
@@ -50,7 +53,7 @@ def _render(analysis: Analysis, title: str | None) -> str:
         .render(
             report=contents(analysis, title),
             columns=COLUMNS,
-            pictures=draw_pictures(analysis),
+            pictures=pictures,
             body_map=Markup(body_map(analysis.severity)),
             slice_plot=Markup(to_svg(slice_plot.draw_slice_plot(analysis.slice_shares))),
             viewer={

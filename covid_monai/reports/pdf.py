@@ -35,7 +35,7 @@ from covid_monai.analysis import Analysis
 from covid_monai.reports.body_map import draw_body_map
 from covid_monai.reports.contents import COLUMNS, Contents, Figure, contents
 from covid_monai.reports.drawing import to_reportlab
-from covid_monai.reports.pictures import Picture, draw_pictures
+from covid_monai.reports.pictures import Picture, Pictures, draw_pictures
 from covid_monai.reports.slice_plot import draw_slice_plot
 from covid_monai.whole_files import write_whole
 
@@ -50,13 +50,16 @@ TALLEST = 40 * mm  # of a picture
 INK, SOFT, LINE = HexColor("#1a1a1a"), HexColor("#555555"), HexColor("#c8c8c8")
 
 
-def save_pdf(analysis: Analysis, path: str | os.PathLike, title: str | None = None) -> None:
+def save_pdf(
+    analysis: Analysis, path: str | os.PathLike, title: str | None = None, pictures: Pictures | None = None
+) -> None:
     """Write the report as PDF; the same analysis gives the same bytes.
 
     Args:
         analysis: what to report.
         path: file to write.
         title: name of the scan for the heading; the scan id when None. It may tell who the patient is.
+        pictures: of the analysis, where they are drawn already.
 
     Raises:
         OSError: when the file cannot be written.
@@ -81,7 +84,8 @@ def save_pdf(analysis: Analysis, path: str | os.PathLike, title: str | None = No
     footer = _Footer(report)
     kept, rl_config.useA85 = rl_config.useA85, 0  # pictures as they are; as text they take twice the time
     try:
-        document.build(list(_story(report, analysis)), footer, footer, canvasmaker=_NumberedCanvas)
+        story = _story(report, analysis, pictures or draw_pictures(analysis))
+        document.build(list(story), footer, footer, canvasmaker=_NumberedCanvas)
     finally:
         rl_config.useA85 = kept
     write_whole(path, buffer.getvalue())
@@ -112,7 +116,7 @@ def _paragraph(text: str, style: ParagraphStyle, **options: object) -> Paragraph
     return Paragraph(escape(text), style, **options)
 
 
-def _story(report: Contents, analysis: Analysis) -> Iterator[Flowable]:
+def _story(report: Contents, analysis: Analysis, pictures: Pictures) -> Iterator[Flowable]:
     yield _paragraph(report.title, TITLE)
     yield Spacer(1, 2 * mm)
     yield _box([Paragraph(f"<b>{escape(report.notice)}</b> {escape(report.approximate)}", BODY)], "#eef4fa", "#0b4f8a")
@@ -146,7 +150,7 @@ def _story(report: Contents, analysis: Analysis) -> Iterator[Flowable]:
     yield _paragraph(report.approximate, SMALL)
     yield Spacer(1, 1.5 * mm)
     yield _regions(report)
-    yield from _pictures(report, analysis)
+    yield from _pictures(report, analysis, pictures)
     yield _paragraph("How to read the figures", HEADING)
     for note in report.notes:
         yield _paragraph(note, _style(7.5, bulletIndent=2, leftIndent=10), bulletText="•")
@@ -210,8 +214,7 @@ def _regions(report: Contents) -> Table:
     return Table(rows, colWidths=widths, style=TableStyle(style), repeatRows=1)
 
 
-def _pictures(report: Contents, analysis: Analysis) -> Iterator[Flowable]:
-    pictures = draw_pictures(analysis)
+def _pictures(report: Contents, analysis: Analysis, pictures: Pictures) -> Iterator[Flowable]:
     axial = [_paragraph(report.slices, HEADING), _paragraph(report.legend, SMALL), Spacer(1, 1.5 * mm)]
     yield KeepTogether([*axial, _grid(pictures.axial, 3)])
     plot = to_reportlab(draw_slice_plot(analysis.slice_shares), 126 * mm, FONTS)

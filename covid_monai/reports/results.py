@@ -15,6 +15,7 @@ from covid_monai.ct import CTScan, write_mask
 from covid_monai.reports.html import save_html
 from covid_monai.reports.overview import save_overview
 from covid_monai.reports.pdf import save_pdf
+from covid_monai.reports.pictures import draw_pictures
 from covid_monai.severity import REGIONS, SIDES
 from covid_monai.whole_files import unfinished_folder
 
@@ -72,8 +73,9 @@ def write_results(
             with ThreadPoolExecutor() as beside:  # compression lets others run
                 masks = beside.submit(_write_masks, analysis, scan, unfinished)
                 overview = beside.submit(save_overview, analysis, unfinished / "overview.png")
-                save_html(analysis, unfinished / "report.html", title)
-                save_pdf(analysis, unfinished / "report.pdf", title)
+                pictures = draw_pictures(analysis)
+                save_html(analysis, unfinished / "report.html", title, pictures)
+                save_pdf(analysis, unfinished / "report.pdf", title, pictures)
                 masks.result()
                 overview.result()
             (unfinished / "analysis.json").write_text(json.dumps(analysis.to_dict(), indent=2) + "\n", encoding="utf-8")

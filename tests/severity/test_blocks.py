@@ -13,11 +13,12 @@ RAMP = np.arange(2 * 3 * 5, dtype=np.float32).reshape(2, 3, 5) * 10
     ("spacing", "steps", "grid"),
     [
         ((5.0, 0.75, 0.75), (1, 2, 2), (5.0, 1.5, 1.5)),
-        ((0.6, 0.98, 2.0), (2, 1, 1), (1.2, 0.98, 2.0)),
+        ((0.6, 0.98, 2.0), (3, 1, 1), (1.8, 0.98, 2.0)),
+        ((1.0, 1.0, 0.5), (2, 1, 3), (2.0, 1.0, 1.5)),
         ((1.5, 0.5, 0.3), (1, 3, 5), (1.5, 1.5, 1.5)),
     ],
 )
-def test_blocks_are_about_one_and_a_half_millimetres(spacing: tuple, steps: tuple, grid: tuple):
+def test_blocks_are_about_one_and_a_half_millimetres_and_two_across_slices(spacing: tuple, steps: tuple, grid: tuple):
     found = block_steps(spacing)
     assert found[0] == steps
     assert found[1] == pytest.approx(grid)
