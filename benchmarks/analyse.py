@@ -48,7 +48,7 @@ network(batch)
 start = time.perf_counter()
 slabs = segmenter.inferer.slabs((0, slices), slices, distance)
 parts = segmenter.parts(2 * len(slabs))  # once as they are, once mirrored
-with segmenter.workers(len(parts[0])) as workers:
+with segmenter.workers(segmenter.shares(len(parts[0]))) as workers:
     list(workers.map(lambda at: network(batch[: at[1] - at[0]]), sum(parts, [])))
 print(json.dumps({"seconds": time.perf_counter() - start}))
 """

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -142,8 +143,12 @@ def analyse(
         searched = time.perf_counter()
         levels = segmenter.levels(hu, thresholds, distance, False, progress, search.slices)
         segmented = time.perf_counter()
-        if ranges:  # the network sees mirrored slices while the lungs are completed, for which a core is spared
-            mirrored = beside.submit(segmenter.levels, hu, thresholds, distance, True, progress, search.slices, spare=1)
+        measuring = Event()
+        measuring.set()
+        if ranges:  # the network sees mirrored slices while the rest is measured, for which a core is spared
+            mirrored = beside.submit(
+                segmenter.levels, hu, thresholds, distance, True, progress, search.slices, measuring.is_set
+            )
         found = search.finish(levels.codes(threshold))
         del search  # it holds the scan's blocks, which the rest has no use for
         lobes = approximate_lobes(found.mask, spacing) if found.lobes is None else found.lobes
@@ -155,6 +160,7 @@ def analyse(
         for plane, lung in zip(lesions, found.mask, strict=True):
             plane[lung == 0] = 0
         peripheral = peripheral_share(lesions, found.mask, spacing)
+        measuring.clear()
         counted = time.perf_counter()
         if ranges:
             counts += _counts(mirrored.result(), regions)

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -225,7 +226,7 @@ class LesionSegmenter:
         mirrored: bool = False,
         progress: Callable[[int], Any] | None = None,
         slices: slice = slice(None),
-        spare: int = 0,
+        sparing: Callable[[], bool] = lambda: False,
     ) -> LesionLevels:
         """Lesions of upright slices at several thresholds, by one pass of the network.
 
@@ -239,7 +240,8 @@ class LesionSegmenter:
                 plane then, its middle, which stands for its slices.
             progress: called with the number of slices done since the last call, those that are left out included.
             slices: the range of slices to look at, widened to whole slabs; there is no lesion in others.
-            spare: cores of the CPU to leave to what runs beside, as far as there are more.
+            sparing: asked for each batch whether to leave a core of the CPU, where there are few but more than one, to
+                what runs beside.
         """
         ascending = tuple(sorted(set(thresholds)))
         limits = torch.tensor(ascending, device=self.device).logit()
@@ -260,7 +262,7 @@ class LesionSegmenter:
             progress(left_out)
         box = self._box(hu)
         values = np.empty((slabs.standing.max() + 1, *(end - start for start, end in box)), dtype=np.uint8)
-        self._decide(hu, slabs, box, decide, network, values, progress, spare)
+        self._decide(hu, slabs, box, decide, network, values, progress, sparing)
         return LesionLevels(ascending, values, slabs.standing, hu.shape[1:], box)
 
     def prepare(self) -> None:
@@ -280,7 +282,7 @@ class LesionSegmenter:
         network: Callable[[torch.Tensor], torch.Tensor],
         decided: np.ndarray,
         progress: Callable[[int], Any] | None,
-        spare: int = 0,
+        sparing: Callable[[], bool] = lambda: False,
     ) -> None:
         """Write into ``decided`` (N, h, w) what ``decide`` gives for the rows of logits inside the body's box."""
         seen: dict[int, torch.Tensor] = {}
@@ -305,11 +307,15 @@ class LesionSegmenter:
         batches = self.parts(len(slabs))
         to_settle = deque(part for batch in batches for part in batch)
         nothing: list[tuple[int, int]] = []
-        with self.workers(max(map(len, batches), default=1), spare) as workers:
+        shares = self.shares(max(map(len, batches), default=1))
+        with self.workers(shares) as workers:
             for batch in (*batches, nothing):
-                looked = [workers.submit(look, *part) for part in batch]
+                looks = [partial(look, *part) for part in batch]
                 ready = [part for part in to_settle if all(number in seen for number in slabs.around(*part))]
-                settled = [workers.submit(settle, *to_settle.popleft()) for _ in ready]
+                settles = [partial(settle, *to_settle.popleft()) for _ in ready]
+                idle = shares == [1] * len(shares) and sparing()
+                begun = _in_lanes(workers, max(1, len(shares) - idle), [*looks, *settles])
+                looked, settled = begun[: len(looks)], begun[len(looks) :]
                 for done in settled:
                     slices = done.result()
                     if progress is not None:
@@ -334,14 +340,16 @@ class LesionSegmenter:
             for start, stop in self.inferer.batches(slabs)
         ]
 
-    def workers(self, parts: int, spare: int = 0) -> ThreadPoolExecutor:
-        """Threads, to be closed by the caller, that take a part of a batch each, on all cores but ``spare``."""
-        if self.device.type != "cpu":
-            return ThreadPoolExecutor(max_workers=1)
-        cores = max(1, torch.get_num_threads() - spare)
-        count = max(1, min(cores, MOST_AT_ONCE, parts))
-        shares = [cores // count + (number < cores % count) for number in range(count)]
-        return ThreadPoolExecutor(count, initializer=lambda: _limit_threads(shares.pop()))
+    def shares(self, parts: int) -> list[int]:
+        """Cores of each of the workers that take a part of a batch each."""
+        cores = torch.get_num_threads()
+        count = max(1, min(cores, MOST_AT_ONCE, parts)) if self.device.type == "cpu" else 1
+        return [cores // count + (number < cores % count) for number in range(count)]
+
+    def workers(self, shares: Sequence[int]) -> ThreadPoolExecutor:
+        """Threads, to be closed by the caller, that compute on so many cores each."""
+        left = list(shares)
+        return ThreadPoolExecutor(len(left), initializer=lambda: _limit_threads(left.pop()))
 
     @torch.inference_mode()
     def _classes(self) -> tuple[str, ...]:
@@ -365,6 +373,25 @@ class LesionSegmenter:
     def _windowed(self, hu: np.ndarray) -> torch.Tensor:
         """(N, 1, H, W) in [0, 1] from (N, H, W) in HU."""
         return torch.as_tensor(self.window(torch.from_numpy(np.ascontiguousarray(hu))))[:, None]
+
+
+def _in_lanes(workers: ThreadPoolExecutor, lanes: int, tasks: Sequence[Callable[[], Any]]) -> list[Future[Any]]:
+    """Results to come of tasks, of which at most so many run at once."""
+    results: list[Future[Any]] = [Future() for _ in tasks]
+    left = deque(zip(results, tasks, strict=True))
+
+    def work() -> None:
+        with suppress(IndexError):  # another lane took the last one
+            while True:
+                result, task = left.popleft()
+                try:
+                    result.set_result(task())
+                except BaseException as error:
+                    result.set_exception(error)
+
+    for _ in range(min(lanes, len(tasks))):
+        workers.submit(work)
+    return results
 
 
 def _limit_threads(threads: int) -> None:

@@ -6,7 +6,8 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, Lock
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -267,13 +268,10 @@ def test_what_fails_on_the_way_ends_the_whole():
 
 
 @pytest.mark.parametrize(
-    ("threads", "batches", "spare", "shares"),
-    [
-        *[(1, 9, 0, [1]), (3, 9, 0, [1, 1, 1]), (6, 9, 0, [1, 1, 2, 2]), (6, 2, 0, [3, 3]), (6, 0, 0, [6])],
-        *[(1, 9, 1, [1]), (2, 9, 1, [1]), (6, 9, 1, [1, 1, 1, 2])],
-    ],
+    ("threads", "parts", "shares"),
+    [(1, 9, [1]), (3, 9, [1, 1, 1]), (6, 9, [2, 2, 1, 1]), (6, 2, [3, 3]), (6, 0, [6])],
 )
-def test_cores_are_shared_out_among_batches(threads: int, batches: int, spare: int, shares: list[int]):
+def test_cores_are_shared_out_among_parts(threads: int, parts: int, shares: list[int]):
     before = torch.get_num_threads()
     segmenter = LesionSegmenter(Band(-700, -100), device="cpu")
     together = Barrier(len(shares))
@@ -284,12 +282,46 @@ def test_cores_are_shared_out_among_batches(threads: int, batches: int, spare: i
 
     torch.set_num_threads(threads)
     try:
-        with segmenter.workers(batches, spare) as workers:
-            assert sorted(workers.map(own, shares)) == shares
+        assert segmenter.shares(parts) == shares
+        with segmenter.workers(shares) as workers:
+            assert sorted(workers.map(own, shares)) == sorted(shares)
         with ThreadPoolExecutor() as another:
             assert (torch.get_num_threads(), another.submit(torch.get_num_threads).result()) == (threads, threads)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("threads", "most"), [(2, 1), (6, 4)])
+def test_a_core_is_spared_where_there_are_few_for_as_long_as_asked(threads: int, most: int):
+    hu = np.full((32, 64, 64), -400, dtype=np.float32)
+    running, at_once = [0], [0]
+    lock = Lock()
+
+    class Counting(Band):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with lock:
+                running[0] += 1
+                at_once.append(running[0])
+            sleep(0.02)
+            with lock:
+                running[0] -= 1
+            return super().forward(x)
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        segmenter = LesionSegmenter(Counting(-700.0, -100.0), UprightSliceInferer(64, batch_size=8), device="cpu")
+        plain = segmenter.levels(hu, [0.5]).codes(0.5)
+        assert max(at_once) == min(threads, 4)
+        at_once.clear()
+        spared = segmenter.levels(hu, [0.5], sparing=lambda: True).codes(0.5)
+        assert max(at_once) == most
+        at_once.clear()
+        segmenter.levels(hu, [0.5], sparing=lambda: not at_once)  # until the first batch has begun
+        assert max(at_once) == min(threads, 4)
+    finally:
+        torch.set_num_threads(before)
+    assert np.array_equal(plain, spared)
 
 
 def test_the_mask_does_not_depend_on_the_batch(phantom_folder: Path):
