@@ -24,6 +24,7 @@ from covid_monai.datasets import load_side
 from covid_monai.datasets.phantom import Lesions, make_phantom, upright
 from covid_monai.datasets.slices import read_slice
 from covid_monai.inference import LesionSegmenter
+from covid_monai.severity import dice
 from covid_monai.transforms import GreyToHU
 
 AIR = -1000.0
@@ -163,7 +164,7 @@ def figures(segmenter: LesionSegmenter, scan: Scan) -> str:
     marked = segmenter.segment(scan.hu, scan.distance) > 0
     lung, lesion = scan.lungs.sum(), scan.lesions.sum()
     share = f"{100 * marked.sum() / lung:.2f} for {100 * lesion / lung:.2f} %"
-    return f"{2 * (marked & scan.lesions).sum() / (marked.sum() + lesion):.3f}, {share}" if lesion else share
+    return f"{dice(marked, scan.lesions):.3f}, {share}" if lesion else share
 
 
 def main() -> None:

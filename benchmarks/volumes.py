@@ -23,6 +23,7 @@ from shifts import volumes
 
 from covid_monai.datasets import load_side
 from covid_monai.inference import LesionSegmenter
+from covid_monai.severity import dice
 
 
 class Figures(NamedTuple):
@@ -36,8 +37,8 @@ class Figures(NamedTuple):
     def row(self) -> str:
         """Cells of a table."""
         cells = [
-            f"{dice:.3f}, {100 * found:.2f} for {100 * self.reference:.2f} %"
-            for dice, found in zip(self.dice, self.found, strict=True)
+            f"{overlap:.3f}, {100 * found:.2f} for {100 * self.reference:.2f} %"
+            for overlap, found in zip(self.dice, self.found, strict=True)
         ]
         return " | ".join(cells)
 
@@ -52,17 +53,16 @@ def figures(
     for name, scan in volumes(datalist, None):
         levels = segmenter.levels(scan.hu, thresholds, distances.get(name, distances.get("")))
         marked = [(levels.codes(threshold) > 0) & scan.lungs for threshold in thresholds]
-        lung, lesion = scan.lungs.sum(), scan.lesions.sum()
-        dice = [2 * (mask & scan.lesions).sum() / max(1, mask.sum() + lesion) for mask in marked]
-        found = [mask.sum() / lung for mask in marked]
-        yield name, patients[name], Figures(np.array(dice), np.array(found), lesion / lung)
+        overlaps = np.array([dice(mask, scan.lesions) for mask in marked])
+        *found, reference = (mask.sum() / scan.lungs.sum() for mask in (*marked, scan.lesions))
+        yield name, patients[name], Figures(overlaps, np.array(found), reference)
 
 
 def means(all_figures: list[Figures]) -> str:
     """Mean Dice and mean error of the share, cells of a table."""
-    dice = np.mean([each.dice for each in all_figures], axis=0)
+    overlaps = np.mean([each.dice for each in all_figures], axis=0)
     error = np.mean([np.abs(each.found - each.reference) for each in all_figures], axis=0)
-    cells = [f"{one:.3f}, off by {100 * other:.2f} points" for one, other in zip(dice, error, strict=True)]
+    cells = [f"{one:.3f}, off by {100 * other:.2f} points" for one, other in zip(overlaps, error, strict=True)]
     return " | ".join(cells)
 
 
@@ -89,8 +89,8 @@ def main() -> None:
             print(f"| {name} | {found.row} |", flush=True)
     of_all = [each for found in patients.values() for each in found]
     print(f"| mean of {len(of_all)} volumes | {means(of_all)} |")
-    dice = np.mean([np.mean([each.dice for each in found], axis=0) for found in patients.values()], axis=0)
-    print(f"| mean of {len(patients)} patients | {' | '.join(f'{value:.3f}' for value in dice)} |")
+    overlaps = np.mean([np.mean([each.dice for each in found], axis=0) for found in patients.values()], axis=0)
+    print(f"| mean of {len(patients)} patients | {' | '.join(f'{value:.3f}' for value in overlaps)} |")
 
 
 if __name__ == "__main__":

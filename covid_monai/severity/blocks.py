@@ -11,8 +11,8 @@ __all__ = ["any_in_blocks", "block_means", "block_steps", "interpolate_codes", "
 
 GRID_MM = 1.5
 ALONG_MM = 2.0
-"""Across slices, which are mostly thicker than their pixels are wide: twice as few blocks of slices of 1 mm, and lungs
-that differ from those of finer blocks by less than a hundredth, see docs/measured.md."""
+"""Across slices, which are mostly thicker than their pixels are wide: half as many blocks of slices of 1 mm, and lungs
+that differ from those of finer blocks by about a hundredth of their volume, see docs/measured.md."""
 
 Steps = tuple[int, int, int]
 Spacing = tuple[float, float, float]
