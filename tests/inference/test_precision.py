@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
+import platform
 from contextlib import nullcontext
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
 
 from covid_monai.inference import AutocastInferer, autocast
+from covid_monai.inference.precision import has_bfloat16
+
+CPUINFO = Path("/proc/cpuinfo")
 
 
 class Maps(NamedTuple):
@@ -16,8 +21,33 @@ class Maps(NamedTuple):
 @pytest.fixture
 def bfloat16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """A CPU with bfloat16 instructions, or one without."""
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: request.param, raising=False)
+    monkeypatch.setattr("covid_monai.inference.precision.has_bfloat16", lambda: request.param)
     return request.param
+
+
+@pytest.mark.skipif(not CPUINFO.is_file(), reason="needs Linux's list of the CPU's instructions")
+def test_bfloat16_is_used_where_the_cpu_has_it_itself():
+    listed = CPUINFO.read_text()
+    if "flags" not in listed:
+        pytest.skip("this is no x86 CPU")
+    assert has_bfloat16() == (" avx512_bf16" in listed)
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "AMD64"])
+def test_an_x86_cpu_that_computes_bfloat16_by_other_instructions_does_not_have_it(
+    machine: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True, raising=False)
+    assert not has_bfloat16()
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_of_other_cpus_torch_is_asked(there: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: there, raising=False)
+    assert has_bfloat16() == there
 
 
 @pytest.mark.parametrize("bfloat16", [True, False], indirect=True)
