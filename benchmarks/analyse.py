@@ -39,14 +39,14 @@ FORWARD = """
 import json, sys, time
 from pathlib import Path
 import torch
-from covid_monai.inference import FastNetwork, LesionSegmenter
+from covid_monai.inference import LesionSegmenter
 bundle, slices, distance = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 segmenter = LesionSegmenter.from_bundle(bundle, "cpu")
 batch = torch.rand(segmenter.inferer.batch_size, 1, *segmenter.inferer.size)
-network = FastNetwork(segmenter.network, batch[:1])
+slabs = segmenter.inferer.slabs((0, slices), slices, distance)
+network = segmenter.fitted(len(slabs), lambda numbers: batch)
 network(batch)
 start = time.perf_counter()
-slabs = segmenter.inferer.slabs((0, slices), slices, distance)
 parts = segmenter.parts(2 * len(slabs))  # once as they are, once mirrored
 with segmenter.workers(segmenter.shares(len(parts[0]))) as workers:
     list(workers.map(lambda at: network(batch[: at[1] - at[0]]), sum(parts, [])))

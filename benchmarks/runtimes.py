@@ -91,6 +91,9 @@ def _run_times(network: torch.nn.Module, slices: torch.Tensor) -> Iterator[tuple
             torch.jit.freeze(torch.jit.trace(fast.network, last.to(fast.dtype), check_trace=False))
         )
         yield "the same by TorchScript, frozen and optimised", lambda: frozen(last.to(fast.dtype)).float()
+    if torch.cpu._is_vnni_supported():
+        whole_numbers = whole.quantised(slices)
+        yield "**folded, int8, channels-last: `FastNetwork` without bfloat16**", lambda: whole_numbers(slices)
     yield from _onnx(plain, slices)
     yield from _openvino(plain, slices)
 

@@ -155,7 +155,7 @@ def analyse(
         regions = divide_regions(lobes, spacing)
         del lobes
         lungs_done = time.perf_counter()
-        counts, lesions = _counts(levels, regions), levels.codes(threshold)
+        counts, lesions, precision = _counts(levels, regions), levels.codes(threshold), levels.precision
         del levels
         for plane, lung in zip(lesions, found.mask, strict=True):
             plane[lung == 0] = 0
@@ -182,6 +182,7 @@ def analyse(
             "lungs": found.method,
             "regions_from": "lungs" if found.lobes is None else "lobes",
             "device": segmenter.device.type,
+            "precision": precision,
         },
         "software": {
             "covid_monai": __version__,

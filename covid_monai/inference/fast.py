@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from covid_monai.inference.precision import autocast, has_bfloat16
+from covid_monai.inference.int8 import quantise
+from covid_monai.inference.precision import autocast, gains_by_int8, has_bfloat16
 
 __all__ = ["FastNetwork"]
 
@@ -22,6 +23,7 @@ class FastNetwork(nn.Module):
     of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR 2018, section 3.2), in float32: the same
     function but for rounding. On CPUs with bfloat16 instructions weights and activations are then bfloat16, which saves
     the conversions of automatic mixed precision; folded first, the statistics of the normalisation lose nothing by it.
+    On CPUs with instructions for 8-bit integers instead, :meth:`quantised` is two to three times as fast as float32.
     CUDA, and a network without convolutions or in which some normalisation had to stay, compute under
     :func:`~covid_monai.inference.autocast`. The memory format is channels-last.
 
@@ -35,13 +37,38 @@ class FastNetwork(nn.Module):
 
     def __init__(self, network: nn.Module, example: torch.Tensor, amp: bool = True) -> None:
         super().__init__()
-        self.amp = amp
+        self.amp, self.device, self.in_integers = amp, example.device, False
         folded = _folded(network, example).requires_grad_(False)
         kinds = {type(module) for module in folded.modules()}
-        gains = nn.Conv2d in kinds and nn.BatchNorm2d not in kinds
-        half = amp and gains and example.device.type == "cpu" and has_bfloat16()
-        self.dtype = torch.bfloat16 if half else torch.float32
+        self.gains = amp and example.device.type == "cpu" and nn.Conv2d in kinds and nn.BatchNorm2d not in kinds
+        self.dtype = torch.bfloat16 if self.gains and has_bfloat16() else torch.float32
         self.network = folded.to(self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @property
+    def gains_by_int8(self) -> bool:
+        """Whether :meth:`quantised` is faster here."""
+        return self.gains and self.dtype == torch.float32 and gains_by_int8()
+
+    @property
+    def precision(self) -> str:
+        """What the network computes in: "float32", "bfloat16", "float16", or "int8" for most of it."""
+        if self.in_integers:
+            return "int8"
+        mixed = autocast(self.device, self.amp and self.dtype == torch.float32)
+        dtype = mixed.fast_dtype if isinstance(mixed, torch.autocast) else self.dtype
+        return str(dtype).removeprefix("torch.")
+
+    def quantised(self, slices: torch.Tensor) -> FastNetwork:
+        """A copy whose larger convolutions are in 8-bit integers, on the CPU.
+
+        Args:
+            slices: (N, C, H, W) like those it will see: they show how large the inputs of each layer become. What is
+                larger still in other slices is cut off.
+        """
+        other = copy.deepcopy(self)
+        other.in_integers = True
+        quantise(other.network, slices.contiguous(memory_format=torch.channels_last))
+        return other
 
     @torch.no_grad()
     def forward(self, x: torch.Tensor) -> torch.Tensor:

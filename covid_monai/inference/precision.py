@@ -38,6 +38,15 @@ def has_bfloat16() -> bool:
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
+def gains_by_int8() -> bool:
+    """Whether convolutions in 8-bit integers are the fastest that this CPU has: x86 with VNNI, without bfloat16.
+
+    Without VNNI integer products of 8 bits overflow in the instructions that oneDNN has.
+    """
+    x86 = torch.backends.mkldnn.is_available() and platform.machine() in X86
+    return x86 and torch.cpu._is_vnni_supported() and not has_bfloat16() and hasattr(torch, "quantize_per_tensor")
+
+
 class AutocastInferer(SimpleInferer):
     """The forward pass under :func:`autocast` of the input's device.
 

@@ -29,6 +29,11 @@ __all__ = ["LesionLevels", "LesionSegmenter", "ModelFacts", "slice_distance", "u
 CLASSES = {1: ("lesion",), 3: ("ground glass", "consolidation")}
 """Names of the mask's codes from 1 on, by how many logits the network gives."""
 
+CALIBRATED_ON = 8
+"""Slabs of a scan, evenly spread, that show how large the inputs of each layer become."""
+WORTH_CALIBRATING = 32
+"""Slabs of a scan from which int8 gains more than the calibration takes."""
+
 MOST_AT_ONCE = 4
 """Parts of a batch: with one slice each the network would be slower by more than its share of the cores gains."""
 
@@ -63,6 +68,7 @@ class LesionLevels:
             without lesion that were not looked at.
         shape: (H, W) of the scan's slices.
         box: first and end row, and first and end column, of the body; there is no lesion around it.
+        precision: what the network computed in, see :attr:`FastNetwork.precision`.
     """
 
     thresholds: tuple[float, ...]
@@ -70,6 +76,7 @@ class LesionLevels:
     standing: np.ndarray
     shape: tuple[int, int]
     box: Box
+    precision: str = "float32"
 
     def planes(self) -> Iterator[np.ndarray]:
         """(H, W) like ``values``, for every slice of the scan."""
@@ -215,7 +222,7 @@ class LesionSegmenter:
         def decide(logits: torch.Tensor) -> torch.Tensor:
             return self.codes.decide(logits, 1)
 
-        self._decide(hu, slabs, box, decide, self._fast, inside(mask, box), progress)
+        self._decide(hu, slabs, box, decide, False, inside(mask, box), progress)
         return mask
 
     def levels(
@@ -251,19 +258,13 @@ class LesionSegmenter:
             reached = sum((odds >= limit).byte() for limit in limits)
             return 2 * reached + dense.byte()
 
-        fast = self._fast
-
-        def mirror(batch: torch.Tensor) -> torch.Tensor:
-            return fast(batch.flip(-1)).flip(-1)
-
-        network = mirror if mirrored else fast
         slabs = self.inferer.slabs(slices.indices(len(hu))[:2], len(hu), distance, every_slice=not mirrored)
         if progress is not None and (left_out := int((slabs.standing < 0).sum())):
             progress(left_out)
         box = self._box(hu)
         values = np.empty((slabs.standing.max() + 1, *(end - start for start, end in box)), dtype=np.uint8)
-        self._decide(hu, slabs, box, decide, network, values, progress, sparing)
-        return LesionLevels(ascending, values, slabs.standing, hu.shape[1:], box)
+        precision = self._decide(hu, slabs, box, decide, mirrored, values, progress, sparing)
+        return LesionLevels(ascending, values, slabs.standing, hu.shape[1:], box, precision)
 
     def prepare(self) -> None:
         """Make ready for the first scan; else its first slices wait for that."""
@@ -279,18 +280,29 @@ class LesionSegmenter:
         slabs: Slabs,
         box: Box,
         decide: Callable[[torch.Tensor], torch.Tensor],
-        network: Callable[[torch.Tensor], torch.Tensor],
+        mirrored: bool,
         decided: np.ndarray,
         progress: Callable[[int], Any] | None,
         sparing: Callable[[], bool] = lambda: False,
-    ) -> None:
-        """Write into ``decided`` (N, h, w) what ``decide`` gives for the rows of logits inside the body's box."""
+    ) -> str:
+        """Write into ``decided`` (N, h, w) what ``decide`` gives for the rows of logits inside the body's box.
+
+        Returns:
+            The precision that the network computed in.
+        """
         seen: dict[int, torch.Tensor] = {}
+
+        def show(start: int, stop: int) -> torch.Tensor:
+            body = self._windowed(inside(hu[slabs.span(start, stop)], box)).to(self.device, non_blocking=True)
+            means = slabs.means(body, start, stop)
+            return means.flip(-1) if mirrored else means
+
+        fast = self.fitted(len(slabs), lambda numbers: torch.cat([show(number, number + 1) for number in numbers]))
 
         @torch.inference_mode()
         def look(start: int, stop: int) -> torch.Tensor:
-            body = self._windowed(inside(hu[slabs.span(start, stop)], box)).to(self.device, non_blocking=True)
-            return self.inferer.look(slabs.means(body, start, stop), network)
+            logits = self.inferer.look(show(start, stop), fast)
+            return logits.flip(-1) if mirrored else logits
 
         @torch.inference_mode()
         def settle(start: int, stop: int) -> int:
@@ -324,6 +336,21 @@ class LesionSegmenter:
                     seen.update(zip(range(*part), logits.result(), strict=True))
                 wanted = slabs.around(*to_settle[0]).start if to_settle else len(slabs)
                 seen = {number: logits for number, logits in seen.items() if number >= wanted}
+        return fast.precision
+
+    def fitted(self, slabs: int, show: Callable[[Sequence[int]], torch.Tensor]) -> FastNetwork:
+        """What predicts so many slabs of a scan.
+
+        Where this CPU gains by convolutions in 8-bit integers, and the slabs are many, some of them calibrate it.
+
+        Args:
+            slabs: of the scan.
+            show: gives windowed bodies (N, 1, h, w) of the slabs of some numbers.
+        """
+        if not self._fast.gains_by_int8 or slabs < WORTH_CALIBRATING:
+            return self._fast
+        numbers = (np.arange(CALIBRATED_ON) + 0.5) * slabs / CALIBRATED_ON
+        return self._fast.quantised(self.inferer.look(show(numbers.astype(int).tolist()), lambda slices: slices))
 
     def parts(self, slabs: int) -> list[list[tuple[int, int]]]:
         """The batches of so many slabs, each in parts for :meth:`workers`, which are ``(start, stop)``.

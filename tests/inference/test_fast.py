@@ -120,3 +120,16 @@ def test_nothing_needs_a_gradient():
     fast = FastNetwork(shaken(FineInfNet()), torch.rand(1, 1, 32, 32))
     assert not any(parameter.requires_grad for parameter in fast.parameters())
     assert not fast(torch.rand(1, 1, 32, 32)).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("bfloat16", "amp", "precision"), [(True, True, "bfloat16"), (True, False, "float32"), (False, True, "float32")]
+)
+@pytest.mark.parametrize("network", [FineInfNet(), Shared()], ids=["bfloat16 throughout", "mixed"])
+def test_it_tells_its_precision(
+    network: nn.Module, bfloat16: bool, amp: bool, precision: str, monkeypatch: pytest.MonkeyPatch
+):
+    for module in ("fast", "precision"):
+        monkeypatch.setattr(f"covid_monai.inference.{module}.has_bfloat16", lambda: bfloat16)
+    channels = 1 if isinstance(network, FineInfNet) else 2
+    assert FastNetwork(shaken(network), torch.rand(1, channels, 32, 32), amp).precision == precision

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from covid_monai.inference import AutocastInferer, autocast
-from covid_monai.inference.precision import has_bfloat16
+from covid_monai.inference.precision import gains_by_int8, has_bfloat16
 
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -48,6 +48,25 @@ def test_of_other_cpus_torch_is_asked(there: bool, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: there, raising=False)
     assert has_bfloat16() == there
+
+
+@pytest.mark.parametrize(
+    ("machine", "vnni", "bfloat16", "gains"),
+    [
+        ("x86_64", True, False, True),
+        ("AMD64", True, False, True),
+        ("x86_64", True, True, False),
+        ("x86_64", False, False, False),
+        ("aarch64", True, False, False),
+    ],
+    indirect=["bfloat16"],
+)
+def test_integers_are_for_x86_cpus_with_instructions_for_them_and_none_for_bfloat16(
+    machine: str, vnni: bool, bfloat16: bool, gains: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: vnni)
+    assert gains_by_int8() == gains
 
 
 @pytest.mark.parametrize("bfloat16", [True, False], indirect=True)

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Convolutions in 8-bit integers. They are computed wherever the CPU has VNNI, whether or not they are the fastest."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from covid_monai.ct import read_ct
+from covid_monai.datasets.phantom import make_phantom, upright
+from covid_monai.inference import FastNetwork, LesionSegmenter, UprightSliceInferer, default_bundle, upright_hu
+from covid_monai.networks import FineInfNet, InfNet, InfNetCascade, MultiInfNet
+from covid_monai.severity import dice
+from tests.inference.test_fast import shaken
+
+pytestmark = pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="this CPU has no VNNI instructions")
+
+CHANNELS = 16
+
+
+def convolutions(network: nn.Module) -> list[nn.Conv2d]:
+    return [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+
+
+def fast(network: nn.Module, x: torch.Tensor) -> FastNetwork:
+    return FastNetwork(nn.Sequential(network).eval(), x[:1], amp=False)
+
+
+@pytest.fixture
+def doubling() -> nn.Conv2d:
+    """Gives twice what it is given."""
+    conv = nn.Conv2d(CHANNELS, CHANNELS, 1, bias=False)
+    conv.weight.data = 2 * torch.eye(CHANNELS)[:, :, None, None]
+    return conv
+
+
+def plane(value: float) -> torch.Tensor:
+    return torch.full((1, CHANNELS, 4, 4), value)
+
+
+def test_steps_by_hand(doubling: nn.Conv2d):
+    whole = fast(doubling, plane(1.0)).quantised(torch.cat([plane(-0.55), plane(2.0)]))  # 255 steps of 0.01, 55 below 0
+    for given, found in ((0.0, 0.0), (1.0, 2.0), (1.0042, 2.0), (1.0058, 2.02), (-0.55, -1.1)):
+        torch.testing.assert_close(whole(plane(given)), plane(found), rtol=0, atol=1e-5)
+
+
+def test_what_is_beyond_the_range_that_was_seen_is_cut_off(doubling: nn.Conv2d):
+    whole = fast(doubling, plane(1.0)).quantised(torch.cat([plane(-0.55), plane(2.0)]))
+    torch.testing.assert_close(whole(plane(9.0)), plane(4.0), rtol=0, atol=1e-5)
+    torch.testing.assert_close(whole(plane(-9.0)), plane(-1.1), rtol=0, atol=1e-5)
+
+
+def test_padding_counts_as_zero():
+    conv = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=True)
+    x = torch.rand(2, CHANNELS, 6, 5) - 2.0  # all negative: 0 must be within the range all the same
+    expected = conv(x).detach()
+    found = fast(conv, x).quantised(x)(x)
+    assert (found - expected).abs().max() < 0.03 * expected.abs().max()
+
+
+def test_slices_without_any_activation_have_the_bias():
+    conv = nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1)
+    x = plane(0.0)
+    torch.testing.assert_close(fast(conv, x).quantised(x)(x), conv(x).detach())
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(2, CHANNELS, 3),
+        nn.Conv2d(CHANNELS, 3, 1),
+        nn.Conv2d(CHANNELS, CHANNELS, 3, groups=CHANNELS),
+        nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(CHANNELS, CHANNELS, 3, padding="same"),
+    ],
+    ids=["first", "last", "by channel", "reflected", "named padding"],
+)
+def test_what_gains_little_or_cannot_be_had_stays(conv: nn.Conv2d):
+    x = torch.rand(1, conv.in_channels, 8, 8)
+    (stayed,) = convolutions(fast(conv, x).quantised(x))
+    assert torch.equal(stayed.weight, conv.weight)
+
+
+@pytest.mark.parametrize(("rows", "stays"), [(7, False), (8, True)])
+def test_a_layer_whose_inputs_have_a_long_tail_stays(doubling: nn.Conv2d, rows: int, stays: bool):
+    x = torch.zeros(1, CHANNELS, rows, 8)
+    x[0, 0, 0, 0] = 1.0  # over the root of the mean square of all: that of their number, 29.9 or 32
+    assert bool(convolutions(fast(doubling, x).quantised(x))) == stays
+
+
+@pytest.mark.parametrize(
+    "network",
+    [InfNet(), InfNet(encoder="res2net50"), FineInfNet(), InfNetCascade(FineInfNet(), MultiInfNet())],
+    ids=["InfNet", "Res2Net-50", "FineInfNet", "cascade"],
+)
+def test_our_networks_stay_about_the_same_function(network: nn.Module):
+    torch.manual_seed(0)
+    x = torch.rand(4, 1, 96, 64)
+    whole = fast(shaken(network), x)
+    before = copy.deepcopy(whole.state_dict())
+    integers = whole.quantised(x)
+    assert len(convolutions(integers)) < len(convolutions(whole)) / 2
+    expected = whole(x)
+    assert (integers(x) - expected).abs().mean() < 0.2 * expected.std()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in whole.state_dict().items())
+
+
+def test_a_slice_has_the_same_logits_in_every_batch():
+    torch.manual_seed(0)
+    x = torch.rand(3, 1, 64, 64)
+    integers = fast(shaken(FineInfNet()), x).quantised(x)
+    torch.testing.assert_close(integers(x)[1:2], integers(x[1:2]), rtol=0, atol=1e-5)
+
+
+@pytest.fixture
+def gains(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU that gains by 8-bit integers."""
+    monkeypatch.setattr("covid_monai.inference.fast.has_bfloat16", lambda: False)
+    monkeypatch.setattr("covid_monai.inference.precision.has_bfloat16", lambda: False)
+    monkeypatch.setattr("covid_monai.inference.fast.gains_by_int8", lambda: True)
+
+
+def used(segmenter: LesionSegmenter, slabs: int) -> tuple[FastNetwork, list[int]]:
+    """What predicts so many slabs, and those that calibrated it."""
+    shown: list[int] = []
+
+    def show(numbers: list[int]) -> torch.Tensor:
+        shown.extend(numbers)
+        return torch.rand(len(numbers), 1, 64, 64)
+
+    return segmenter.fitted(slabs, show), shown
+
+
+def test_a_scan_is_seen_in_integers_calibrated_on_slabs_from_all_over_it(gains: None):
+    segmenter = LesionSegmenter(shaken(FineInfNet()), UprightSliceInferer((64, 64)), device="cpu")
+    network, shown = used(segmenter, 80)
+    assert shown == [5, 15, 25, 35, 45, 55, 65, 75]
+    assert len(convolutions(network)) < len(convolutions(segmenter._fast)) / 2
+    assert (network.precision, segmenter._fast.precision) == ("int8", "float32")
+
+
+def test_a_few_slices_are_not_worth_it(gains: None):
+    segmenter = LesionSegmenter(shaken(FineInfNet()), UprightSliceInferer((64, 64)), device="cpu")
+    assert used(segmenter, 31) == (segmenter._fast, [])
+
+
+def test_without_mixed_precision_there_are_no_integers(gains: None):
+    segmenter = LesionSegmenter(shaken(FineInfNet()), UprightSliceInferer((64, 64), amp=False), device="cpu")
+    assert used(segmenter, 80) == (segmenter._fast, [])
+
+
+@pytest.fixture(scope="module")
+def chest() -> np.ndarray:
+    """A synthetic thorax with lesions, (40, 192, 192) in HU."""
+    return upright(make_phantom(11, (192, 192, 40)).hu).astype(np.float32)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_lesions_of_the_shipped_model_stay(
+    mirrored: bool, gains: None, monkeypatch: pytest.MonkeyPatch, chest: np.ndarray
+):
+    expected, found = in_both(chest, 6.0, mirrored, monkeypatch)
+    assert 0.99 < dice(found > 0, expected > 0) < 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("volume", [1, 5])
+def test_lesions_of_real_scans_stay(
+    volume: int,
+    gains: None,
+    monkeypatch: pytest.MonkeyPatch,
+    shared_data: Callable[[str], Path],
+    tmp_path: Path,
+):
+    for file in (shared_data("medseg_radiopaedia9") / "images").glob(f"v{volume}_*.png"):
+        (tmp_path / file.name).symlink_to(file)
+    scan = read_ct(tmp_path)
+    expected, found = in_both(upright_hu(scan), None, False, monkeypatch)
+    assert 0.995 <= dice(found > 0, expected > 0) < 1
+    assert abs(np.mean(found > 0) / np.mean(expected > 0) - 1) < 0.01
+
+
+def in_both(
+    hu: np.ndarray, distance: float | None, mirrored: bool, monkeypatch: pytest.MonkeyPatch
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lesions by the shipped model in float32 and in integers."""
+    found = []
+    for gains in (False, True):
+        monkeypatch.setattr("covid_monai.inference.fast.gains_by_int8", lambda gains=gains: gains)
+        segmenter = LesionSegmenter.from_bundle(default_bundle(), "cpu")
+        found.append(segmenter.levels(hu, (0.5,), distance, mirrored).codes(0.5))
+    return found[0], found[1]
