@@ -38,13 +38,15 @@ print(json.dumps({"seconds": time.perf_counter() - start, "peak_mib": peak}))
 FORWARD = """
 import json, sys, time
 from pathlib import Path
+import numpy as np
 import torch
 from covid_monai.inference import LesionSegmenter
 bundle, slices, distance = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 segmenter = LesionSegmenter.from_bundle(bundle, "cpu")
 batch = torch.rand(segmenter.inferer.batch_size, 1, *segmenter.inferer.size)
 slabs = segmenter.inferer.slabs((0, slices), slices, distance)
-network = segmenter.fitted(len(slabs), lambda numbers: batch)
+hu = np.random.default_rng(0).uniform(-1000, 200, (slices, 64, 64)).astype(np.float32)
+network = segmenter.fitted(hu, slabs, ((0, 64), (0, 64)))
 network(batch)
 start = time.perf_counter()
 parts = segmenter.parts(2 * len(slabs))  # once as they are, once mirrored

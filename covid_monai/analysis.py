@@ -142,12 +142,12 @@ def analyse(
         prepared.result()
         searched = time.perf_counter()
         levels = segmenter.levels(hu, thresholds, distance, False, progress, search.slices)
-        segmented = time.perf_counter()
+        segmented, network = time.perf_counter(), levels.network
         measuring = Event()
         measuring.set()
         if ranges:  # the network sees mirrored slices while the rest is measured, for which a core is spared
             mirrored = beside.submit(
-                segmenter.levels, hu, thresholds, distance, True, progress, search.slices, measuring.is_set
+                segmenter.levels, hu, thresholds, distance, True, progress, search.slices, measuring.is_set, network
             )
         found = search.finish(levels.codes(threshold))
         del search  # it holds the scan's blocks, which the rest has no use for
@@ -155,7 +155,7 @@ def analyse(
         regions = divide_regions(lobes, spacing)
         del lobes
         lungs_done = time.perf_counter()
-        counts, lesions, precision = _counts(levels, regions), levels.codes(threshold), levels.precision
+        counts, lesions = _counts(levels, regions), levels.codes(threshold)
         del levels
         for plane, lung in zip(lesions, found.mask, strict=True):
             plane[lung == 0] = 0
@@ -182,7 +182,7 @@ def analyse(
             "lungs": found.method,
             "regions_from": "lungs" if found.lobes is None else "lobes",
             "device": segmenter.device.type,
-            "precision": precision,
+            "precision": network.precision,
         },
         "software": {
             "covid_monai": __version__,

@@ -22,6 +22,8 @@ __all__ = ["quantise"]
 
 FEWEST_CHANNELS = 16
 """Convolutions from or to fewer channels stay: first and last layers take little time, and need precision most."""
+AT_ONCE = 4
+"""Slices, for the sake of memory."""
 LONGEST_TAIL = 30.0
 """Over the root mean square of a convolution's inputs: where they span more it stays, for the steps would be coarse.
 In our networks one layer of the partial decoder, where features are multiplied, has half of the error of all."""
@@ -39,7 +41,8 @@ def quantise(network: nn.Module, slices: torch.Tensor) -> None:
     """
     names = {module: name for name, module in network.named_modules()}
     with _inputs(network) as inputs:
-        network(slices)
+        for part in slices.split(AT_ONCE):
+            network(part)
     for conv, (low, high, size) in inputs.items():
         if high - low <= LONGEST_TAIL * size:
             network.set_submodule(names[conv], _Int8Conv2d(conv, low, high))
@@ -61,7 +64,7 @@ def _inputs(network: nn.Module) -> Iterator[dict[nn.Conv2d, _Inputs]]:
     def look(conv: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         assert isinstance(conv, nn.Conv2d)
         low, high = (float(end) for end in inputs[0].aminmax())
-        size = float(inputs[0].square().mean().sqrt())
+        size = float(torch.linalg.vector_norm(inputs[0])) / inputs[0].numel() ** 0.5
         before = found.get(conv, _Inputs(0.0, 0.0, 0.0))
         found[conv] = _Inputs(min(low, before.low), max(high, before.high), max(size, before.size))
 

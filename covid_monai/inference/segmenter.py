@@ -68,7 +68,7 @@ class LesionLevels:
             without lesion that were not looked at.
         shape: (H, W) of the scan's slices.
         box: first and end row, and first and end column, of the body; there is no lesion around it.
-        precision: what the network computed in, see :attr:`FastNetwork.precision`.
+        network: what predicted, for further passes over the same scan.
     """
 
     thresholds: tuple[float, ...]
@@ -76,7 +76,7 @@ class LesionLevels:
     standing: np.ndarray
     shape: tuple[int, int]
     box: Box
-    precision: str = "float32"
+    network: FastNetwork
 
     def planes(self) -> Iterator[np.ndarray]:
         """(H, W) like ``values``, for every slice of the scan."""
@@ -222,7 +222,7 @@ class LesionSegmenter:
         def decide(logits: torch.Tensor) -> torch.Tensor:
             return self.codes.decide(logits, 1)
 
-        self._decide(hu, slabs, box, decide, False, inside(mask, box), progress)
+        self._decide(hu, slabs, box, decide, self.fitted(hu, slabs, box), inside(mask, box), progress)
         return mask
 
     def levels(
@@ -234,6 +234,7 @@ class LesionSegmenter:
         progress: Callable[[int], Any] | None = None,
         slices: slice = slice(None),
         sparing: Callable[[], bool] = lambda: False,
+        network: FastNetwork | None = None,
     ) -> LesionLevels:
         """Lesions of upright slices at several thresholds, by one pass of the network.
 
@@ -249,6 +250,7 @@ class LesionSegmenter:
             slices: the range of slices to look at, widened to whole slabs; there is no lesion in others.
             sparing: asked for each batch whether to leave a core of the CPU, where there are few but more than one, to
                 what runs beside.
+            network: of the levels of an earlier pass over this scan; else it is :meth:`fitted`.
         """
         ascending = tuple(sorted(set(thresholds)))
         limits = torch.tensor(ascending, device=self.device).logit()
@@ -263,8 +265,9 @@ class LesionSegmenter:
             progress(left_out)
         box = self._box(hu)
         values = np.empty((slabs.standing.max() + 1, *(end - start for start, end in box)), dtype=np.uint8)
-        precision = self._decide(hu, slabs, box, decide, mirrored, values, progress, sparing)
-        return LesionLevels(ascending, values, slabs.standing, hu.shape[1:], box, precision)
+        network = network or self.fitted(hu, slabs, box)
+        self._decide(hu, slabs, box, decide, network, values, progress, mirrored, sparing)
+        return LesionLevels(ascending, values, slabs.standing, hu.shape[1:], box, network)
 
     def prepare(self) -> None:
         """Make ready for the first scan; else its first slices wait for that."""
@@ -280,29 +283,21 @@ class LesionSegmenter:
         slabs: Slabs,
         box: Box,
         decide: Callable[[torch.Tensor], torch.Tensor],
-        mirrored: bool,
+        network: FastNetwork,
         decided: np.ndarray,
         progress: Callable[[int], Any] | None,
+        mirrored: bool = False,
         sparing: Callable[[], bool] = lambda: False,
-    ) -> str:
-        """Write into ``decided`` (N, h, w) what ``decide`` gives for the rows of logits inside the body's box.
-
-        Returns:
-            The precision that the network computed in.
-        """
+    ) -> None:
+        """Write into ``decided`` (N, h, w) what ``decide`` gives for the rows of logits inside the body's box."""
         seen: dict[int, torch.Tensor] = {}
 
-        def show(start: int, stop: int) -> torch.Tensor:
-            body = self._windowed(inside(hu[slabs.span(start, stop)], box)).to(self.device, non_blocking=True)
-            means = slabs.means(body, start, stop)
-            return means.flip(-1) if mirrored else means
-
-        fast = self.fitted(len(slabs), lambda numbers: torch.cat([show(number, number + 1) for number in numbers]))
+        def predict(batch: torch.Tensor) -> torch.Tensor:
+            return network(batch.flip(-1)).flip(-1) if mirrored else network(batch)
 
         @torch.inference_mode()
         def look(start: int, stop: int) -> torch.Tensor:
-            logits = self.inferer.look(show(start, stop), fast)
-            return logits.flip(-1) if mirrored else logits
+            return self.inferer.look(self._bodies(hu, slabs, box, start, stop), predict)
 
         @torch.inference_mode()
         def settle(start: int, stop: int) -> int:
@@ -336,21 +331,27 @@ class LesionSegmenter:
                     seen.update(zip(range(*part), logits.result(), strict=True))
                 wanted = slabs.around(*to_settle[0]).start if to_settle else len(slabs)
                 seen = {number: logits for number, logits in seen.items() if number >= wanted}
-        return fast.precision
 
-    def fitted(self, slabs: int, show: Callable[[Sequence[int]], torch.Tensor]) -> FastNetwork:
-        """What predicts so many slabs of a scan.
+    def fitted(self, hu: np.ndarray, slabs: Slabs, box: Box) -> FastNetwork:
+        """What predicts the slabs of a scan.
 
         Where this CPU gains by convolutions in 8-bit integers, and the slabs are many, some of them calibrate it.
 
         Args:
+            hu: (Z, H, W) upright slices in HU.
             slabs: of the scan.
-            show: gives windowed bodies (N, 1, h, w) of the slabs of some numbers.
+            box: of the body.
         """
-        if not self._fast.gains_by_int8 or slabs < WORTH_CALIBRATING:
+        if not self._fast.gains_by_int8 or len(slabs) < WORTH_CALIBRATING:
             return self._fast
-        numbers = (np.arange(CALIBRATED_ON) + 0.5) * slabs / CALIBRATED_ON
-        return self._fast.quantised(self.inferer.look(show(numbers.astype(int).tolist()), lambda slices: slices))
+        numbers = ((np.arange(CALIBRATED_ON) + 0.5) * len(slabs) / CALIBRATED_ON).astype(int)
+        bodies = torch.cat([self._bodies(hu, slabs, box, number, number + 1) for number in numbers])
+        return self._fast.quantised(self.inferer.look(bodies, lambda slices: slices))
+
+    def _bodies(self, hu: np.ndarray, slabs: Slabs, box: Box, start: int, stop: int) -> torch.Tensor:
+        """Windowed (N, 1, h, w) of the slabs from ``start`` to ``stop``."""
+        slices = self._windowed(inside(hu[slabs.span(start, stop)], box)).to(self.device, non_blocking=True)
+        return slabs.means(slices, start, stop)
 
     def parts(self, slabs: int) -> list[list[tuple[int, int]]]:
         """The batches of so many slabs, each in parts for :meth:`workers`, which are ``(start, stop)``.

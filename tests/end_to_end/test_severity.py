@@ -40,7 +40,8 @@ class Drawn(LesionSegmenter):
         ascending = tuple(sorted(set(thresholds)))
         values = (2 * len(ascending) * (self.lesions != 0) + (self.lesions == 2)).astype(np.uint8)
         depth, height, width = hu.shape
-        return LesionLevels(ascending, values, np.arange(depth), (height, width), ((0, height), (0, width)))
+        box = ((0, height), (0, width))
+        return LesionLevels(ascending, values, np.arange(depth), (height, width), box, self._fast)
 
 
 @pytest.fixture(scope="module")

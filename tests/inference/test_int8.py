@@ -124,33 +124,42 @@ def gains(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("covid_monai.inference.fast.gains_by_int8", lambda: True)
 
 
-def used(segmenter: LesionSegmenter, slabs: int) -> tuple[FastNetwork, list[int]]:
-    """What predicts so many slabs, and those that calibrated it."""
-    shown: list[int] = []
-
-    def show(numbers: list[int]) -> torch.Tensor:
-        shown.extend(numbers)
-        return torch.rand(len(numbers), 1, 64, 64)
-
-    return segmenter.fitted(slabs, show), shown
+def fitted(segmenter: LesionSegmenter, slices: int) -> FastNetwork:
+    """What predicts a scan of so many slices, each brighter than the one before and seen alone."""
+    hu = np.linspace(-1000, 0, slices, dtype=np.float32)[:, None, None] * np.ones((1, 64, 64), np.float32)
+    return segmenter.fitted(hu, segmenter.inferer.slabs((0, slices), slices, None), ((0, 64), (0, 64)))
 
 
-def test_a_scan_is_seen_in_integers_calibrated_on_slabs_from_all_over_it(gains: None):
+def test_a_scan_is_seen_in_integers_calibrated_on_slabs_from_all_over_it(gains: None, monkeypatch: pytest.MonkeyPatch):
     segmenter = LesionSegmenter(shaken(FineInfNet()), UprightSliceInferer((64, 64)), device="cpu")
-    network, shown = used(segmenter, 80)
-    assert shown == [5, 15, 25, 35, 45, 55, 65, 75]
+    shown: list[torch.Tensor] = []
+    quantised = FastNetwork.quantised
+    monkeypatch.setattr(FastNetwork, "quantised", lambda self, x: shown.append(x) or quantised(self, x))
+    network = fitted(segmenter, 81)
     assert len(convolutions(network)) < len(convolutions(segmenter._fast)) / 2
     assert (network.precision, segmenter._fast.precision) == ("int8", "float32")
+    (slices,) = shown
+    numbers = (slices.mean((1, 2, 3)) * 1500 - 1350 + 1000) / 1000 * 80  # the window, and then the slices' HU, undone
+    assert numbers.round().tolist() == [5, 15, 25, 35, 45, 55, 65, 75]
 
 
 def test_a_few_slices_are_not_worth_it(gains: None):
     segmenter = LesionSegmenter(shaken(FineInfNet()), UprightSliceInferer((64, 64)), device="cpu")
-    assert used(segmenter, 31) == (segmenter._fast, [])
+    assert fitted(segmenter, 31) is segmenter._fast
+    assert fitted(segmenter, 32) is not segmenter._fast
 
 
 def test_without_mixed_precision_there_are_no_integers(gains: None):
     segmenter = LesionSegmenter(shaken(FineInfNet()), UprightSliceInferer((64, 64), amp=False), device="cpu")
-    assert used(segmenter, 80) == (segmenter._fast, [])
+    assert fitted(segmenter, 80) is segmenter._fast
+
+
+def test_a_further_pass_is_by_the_same_network(gains: None, chest: np.ndarray):
+    segmenter = LesionSegmenter.from_bundle(default_bundle(), "cpu")
+    network = segmenter.levels(chest, (0.5,)).network
+    again = segmenter.levels(chest, (0.5,), mirrored=True, network=network)
+    assert again.network is network
+    assert network.precision == "int8"
 
 
 @pytest.fixture(scope="module")
