@@ -16,7 +16,7 @@ import argparse
 import copy
 import io
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -92,7 +92,7 @@ def _run_times(network: torch.nn.Module, slices: torch.Tensor) -> Iterator[tuple
         )
         yield "the same by TorchScript, frozen and optimised", lambda: frozen(last.to(fast.dtype)).float()
     if torch.cpu._is_vnni_supported():
-        whole_numbers = whole.quantised(slices)
+        whole_numbers = whole.quantised(_slices(slices.shape[-2:], 8, phantom=12))
         yield "**folded, int8, channels-last: `FastNetwork` without bfloat16**", lambda: whole_numbers(slices)
     yield from _onnx(plain, slices)
     yield from _openvino(plain, slices)
@@ -135,11 +135,11 @@ def _openvino(network: torch.nn.Module, slices: torch.Tensor) -> Iterator[tuple[
         yield f"OpenVINO, {'float32' if precision == 'f32' else 'bfloat16'}", run
 
 
-def _slices(size: tuple[int, int], batch: int) -> torch.Tensor:
+def _slices(size: Sequence[int], batch: int, phantom: int = 11) -> torch.Tensor:
     """Windowed slices of a phantom, as the network sees them."""
-    hu = np.ascontiguousarray(upright(make_phantom(11, (256, 256, 16)).hu))[4:12]
+    hu = np.ascontiguousarray(upright(make_phantom(phantom, (256, 256, 16)).hu))[4:12]
     windowed = torch.as_tensor(LungWindow()(torch.from_numpy(hu.astype(np.float32))))[:, None]
-    return interpolate(windowed, size=size, mode="bilinear", antialias=True)[-batch:].contiguous()
+    return interpolate(windowed, size=tuple(size), mode="bilinear", antialias=True)[-batch:].contiguous()
 
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ from PIL import Image
 from covid_monai.analysis import Analysis, analyse, scan_id
 from covid_monai.ct import CTScan, SourceFacts, read_ct
 from covid_monai.datasets.phantom import Phantom, make_phantom, upright
-from covid_monai.inference import LesionSegmenter, ModelFacts, UprightSliceInferer
+from covid_monai.inference import FastNetwork, LesionSegmenter, ModelFacts, UprightSliceInferer
+from covid_monai.inference.int8 import _is_exact
+from covid_monai.networks import FineInfNet
 from covid_monai.severity import dice
 from covid_monai.transforms import LungWindow
 from tests.inference.networks import Band, ClassBands, Constant
@@ -200,6 +202,24 @@ def test_of_thin_slices_the_network_sees_slabs(spacing_known: bool, seen: int):
     found = analyse(source, counted)
     assert sum(slices) == 2 * seen  # once mirrored
     assert found.record["method"]["slab_mm"] == 3.0
+
+
+@pytest.mark.parametrize("network", ["float32", "int8"])
+def test_both_passes_are_by_one_network_which_is_told(network: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    if network == "int8" and not _is_exact():
+        pytest.skip("this CPU has no VNNI instructions")
+    for module in ("fast", "precision", "int8"):
+        monkeypatch.setattr(f"covid_monai.inference.{module}.has_bfloat16", lambda: False)
+    monkeypatch.setattr("covid_monai.inference.fast.gains_by_int8", lambda: network == "int8")
+    calibrated: list[int] = []
+    quantised = FastNetwork.quantised
+    monkeypatch.setattr(
+        FastNetwork, "quantised", lambda self, slices: calibrated.append(len(slices)) or quantised(self, slices)
+    )
+    path = make_phantom(0, (96, 96, 48), lesions=None).write_nifti(tmp_path)
+    found = analyse(read_ct(path), LesionSegmenter(FineInfNet(), UprightSliceInferer((64, 64)), device="cpu"))
+    assert found.record["method"]["precision"] == network
+    assert calibrated == ([8] if network == "int8" else [])
 
 
 # ground glass and consolidation --------------------------------------------------------------------------------------

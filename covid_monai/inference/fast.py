@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from covid_monai.inference.int8 import quantise
-from covid_monai.inference.precision import autocast, gains_by_int8, has_bfloat16
+from covid_monai.inference.int8 import can_quantise, gains_by_int8, in_integers, quantise
+from covid_monai.inference.precision import autocast, has_bfloat16
 
 __all__ = ["FastNetwork"]
 
@@ -37,22 +37,22 @@ class FastNetwork(nn.Module):
 
     def __init__(self, network: nn.Module, example: torch.Tensor, amp: bool = True) -> None:
         super().__init__()
-        self.amp, self.device, self.in_integers = amp, example.device, False
+        self.amp, self.device = amp, example.device
         folded = _folded(network, example).requires_grad_(False)
         kinds = {type(module) for module in folded.modules()}
-        self.gains = amp and example.device.type == "cpu" and nn.Conv2d in kinds and nn.BatchNorm2d not in kinds
-        self.dtype = torch.bfloat16 if self.gains and has_bfloat16() else torch.float32
+        self._rounds = amp and example.device.type == "cpu" and nn.Conv2d in kinds and nn.BatchNorm2d not in kinds
+        self.dtype = torch.bfloat16 if self._rounds and has_bfloat16() else torch.float32
         self.network = folded.to(self.dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def gains_by_int8(self) -> bool:
-        """Whether :meth:`quantised` is faster here."""
-        return self.gains and self.dtype == torch.float32 and gains_by_int8()
+        """Whether :meth:`quantised` is faster, on this CPU and for this network."""
+        return self._rounds and self.dtype == torch.float32 and gains_by_int8() and can_quantise(self.network)
 
     @property
     def precision(self) -> str:
         """What the network computes in: "float32", "bfloat16", "float16", or "int8" for most of it."""
-        if self.in_integers:
+        if in_integers(self.network):
             return "int8"
         mixed = autocast(self.device, self.amp and self.dtype == torch.float32)
         dtype = mixed.fast_dtype if isinstance(mixed, torch.autocast) else self.dtype
@@ -64,9 +64,13 @@ class FastNetwork(nn.Module):
         Args:
             slices: (N, C, H, W) like those it will see: they show how large the inputs of each layer become. What is
                 larger still in other slices is cut off.
+
+        Raises:
+            ValueError: it does not compute in float32 on the CPU.
         """
+        if self.precision != "float32" or self.device.type != "cpu":
+            raise ValueError(f"a network in {self.precision} on {self.device} cannot be quantised: give float32 on cpu")
         other = copy.deepcopy(self)
-        other.in_integers = True
         quantise(other.network, slices.contiguous(memory_format=torch.channels_last))
         return other
 

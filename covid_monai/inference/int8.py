@@ -10,15 +10,21 @@ oneDNN, by the operators that torch.compile uses.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-__all__ = ["quantise"]
+from covid_monai.inference.precision import has_bfloat16
+
+__all__ = ["can_quantise", "gains_by_int8", "in_integers", "quantise"]
+
+warnings.filterwarnings("ignore", message="torch.quantize_per_tensor")  # deprecated; there is no other in one pass
 
 FEWEST_CHANNELS = 16
 """Convolutions from or to fewer channels stay: first and last layers take little time, and need precision most."""
@@ -29,6 +35,34 @@ LONGEST_TAIL = 30.0
 In our networks one layer of the partial decoder, where features are multiplied, has half of the error of all."""
 LARGEST_WEIGHT = 127
 LARGEST_INPUT = 255
+
+
+def gains_by_int8() -> bool:
+    """Whether this CPU computes convolutions fastest in 8-bit integers: on x86 by VNNI, without bfloat16."""
+    return torch.cpu._is_avx2_supported() and not has_bfloat16() and _is_exact()
+
+
+@cache
+def _is_exact() -> bool:
+    """Whether products of 8 bits are summed up exactly; without VNNI, or kept from it, they overflow."""
+    conv = nn.Conv2d(32, 32, 3, bias=False).requires_grad_(False)  # whose sum float32 holds exactly
+    x = torch.full((1, 32, 3, 3), float(LARGEST_INPUT)).to(memory_format=torch.channels_last)
+    conv.weight.fill_(LARGEST_WEIGHT)
+    try:
+        found = _Int8Conv2d(conv, _Inputs(0.0, float(LARGEST_INPUT), 1.0, x.shape))(x)
+    except (AttributeError, RuntimeError):  # this torch has not these operators, or not for this CPU
+        return False
+    return bool((found == conv(x)).all())
+
+
+def can_quantise(network: nn.Module) -> bool:
+    """Whether a network has convolutions that gain."""
+    return any(map(_is_worth_it, network.modules()))
+
+
+def in_integers(network: nn.Module) -> bool:
+    """Whether a network has convolutions in 8-bit integers."""
+    return any(isinstance(module, _Int8Conv2d) for module in network.modules())
 
 
 @torch.no_grad()
@@ -43,17 +77,25 @@ def quantise(network: nn.Module, slices: torch.Tensor) -> None:
     with _inputs(network) as inputs:
         for part in slices.split(AT_ONCE):
             network(part)
-    for conv, (low, high, size) in inputs.items():
-        if high - low <= LONGEST_TAIL * size:
-            network.set_submodule(names[conv], _Int8Conv2d(conv, low, high))
+    for conv, each in inputs.items():
+        if 0 < each.high - each.low <= LONGEST_TAIL * each.size < math.inf:
+            network.set_submodule(names[conv], _Int8Conv2d(conv, each))
 
 
 class _Inputs(NamedTuple):
-    """Of a convolution: the lowest, at most 0, which pads; the highest, at least 0; the root of their mean square."""
+    """Of a convolution, over several parts of the slices.
+
+    Attributes:
+        low: the lowest, at most 0, which pads.
+        high: the highest, at least 0.
+        size: the root of their mean square, the largest of the parts.
+        shape: of the last part.
+    """
 
     low: float
     high: float
     size: float
+    shape: torch.Size
 
 
 @contextmanager
@@ -63,13 +105,13 @@ def _inputs(network: nn.Module) -> Iterator[dict[nn.Conv2d, _Inputs]]:
 
     def look(conv: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         assert isinstance(conv, nn.Conv2d)
-        low, high = (float(end) for end in inputs[0].aminmax())
-        size = float(torch.linalg.vector_norm(inputs[0])) / inputs[0].numel() ** 0.5
-        before = found.get(conv, _Inputs(0.0, 0.0, 0.0))
-        found[conv] = _Inputs(min(low, before.low), max(high, before.high), max(size, before.size))
+        x = inputs[0]
+        low, high = (float(end) for end in x.aminmax())
+        size = float(torch.linalg.vector_norm(x)) / x.numel() ** 0.5
+        before = found.get(conv, _Inputs(0.0, 0.0, 0.0, x.shape))
+        found[conv] = _Inputs(min(low, before.low), max(high, before.high), max(size, before.size), x.shape)
 
-    convs = (module for module in network.modules() if isinstance(module, nn.Conv2d) and _is_worth_it(module))
-    hooks = [conv.register_forward_pre_hook(look) for conv in convs]
+    hooks = [each.register_forward_pre_hook(look) for each in network.modules() if _is_worth_it(each)]
     try:
         yield found
     finally:
@@ -77,9 +119,10 @@ def _inputs(network: nn.Module) -> Iterator[dict[nn.Conv2d, _Inputs]]:
             hook.remove()
 
 
-def _is_worth_it(conv: nn.Conv2d) -> bool:
-    plain = conv.padding_mode == "zeros" and not isinstance(conv.padding, str) and conv.groups == 1
-    return plain and min(conv.in_channels, conv.out_channels) >= FEWEST_CHANNELS
+def _is_worth_it(module: nn.Module) -> bool:
+    if type(module) is not nn.Conv2d or module.padding_mode != "zeros" or isinstance(module.padding, str):
+        return False
+    return module.groups == 1 and min(module.in_channels, module.out_channels) >= FEWEST_CHANNELS
 
 
 class _Int8Conv2d(nn.Module):
@@ -87,24 +130,21 @@ class _Int8Conv2d(nn.Module):
 
     Args:
         conv: the convolution in float32.
-        low: the lowest input, at most 0.
-        high: the highest input, at least 0.
+        inputs: what it is given.
     """
 
-    def __init__(self, conv: nn.Conv2d, low: float, high: float) -> None:
+    def __init__(self, conv: nn.Conv2d, inputs: _Inputs) -> None:
         super().__init__()
-        self.scale = max(high - low, torch.finfo(torch.float32).tiny) / LARGEST_INPUT
-        self.zero = round(-low / self.scale)
+        self.scale = (inputs.high - inputs.low) / LARGEST_INPUT
+        self.zero = round(-inputs.low / self.scale)
         self.geometry = (list(conv.stride), list(conv.padding), list(conv.dilation), conv.groups)
         weight = conv.weight
         scales = weight.abs().amax((1, 2, 3)).clamp_min(torch.finfo(torch.float32).tiny) / LARGEST_WEIGHT
         codes = (weight / scales[:, None, None, None]).round().to(torch.int8)
-        self.weight = torch.ops.onednn.qconv_prepack(codes, scales, self.scale, self.zero, *self.geometry)
+        packed = torch.ops.onednn.qconv_prepack  # the shape tells it the order of the weights that suits best
+        self.weight = packed(codes, scales, self.scale, self.zero, *self.geometry, list(inputs.shape))
         self.weight_scales, self.weight_zeros = scales, torch.zeros(len(scales), dtype=torch.int64)
         self.bias = conv.bias
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self._codes(torch.zeros(1, 1, 1, 1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return torch.ops.onednn.qconv2d_pointwise(

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -12,9 +11,6 @@ import torch
 from monai.inferers import SimpleInferer
 
 __all__ = ["AutocastInferer", "autocast"]
-
-X86 = ("x86_64", "AMD64")
-"""What Linux and macOS, and Windows, call it."""
 
 
 def autocast(device: torch.device | str, enabled: bool = True) -> torch.autocast | nullcontext[None]:
@@ -30,21 +26,11 @@ def autocast(device: torch.device | str, enabled: bool = True) -> torch.autocast
 def has_bfloat16() -> bool:
     """Whether this CPU has bfloat16 instructions that torch uses.
 
-    On x86 torch counts every CPU with AVX-512; those without the instructions compute bfloat16 by others, several times
-    slower than float32. So the CPU itself is asked there.
+    torch counts every CPU with AVX-512; those without the instructions compute bfloat16 by others, several times slower
+    than float32.
     """
-    if platform.machine() in X86:
-        return torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_bf16_supported()
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
-def gains_by_int8() -> bool:
-    """Whether convolutions in 8-bit integers are the fastest that this CPU has: x86 with VNNI, without bfloat16.
-
-    Without VNNI integer products of 8 bits overflow in the instructions that oneDNN has.
-    """
-    x86 = torch.backends.mkldnn.is_available() and platform.machine() in X86
-    return x86 and torch.cpu._is_vnni_supported() and not has_bfloat16() and hasattr(torch, "quantize_per_tensor")
+    counted = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return counted and (torch.cpu._is_avx512_bf16_supported() or not torch.cpu._is_avx512_supported())
 
 
 class AutocastInferer(SimpleInferer):

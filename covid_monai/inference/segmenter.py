@@ -265,7 +265,7 @@ class LesionSegmenter:
             progress(left_out)
         box = self._box(hu)
         values = np.empty((slabs.standing.max() + 1, *(end - start for start, end in box)), dtype=np.uint8)
-        network = network or self.fitted(hu, slabs, box)
+        network = self.fitted(hu, slabs, box) if network is None else network
         self._decide(hu, slabs, box, decide, network, values, progress, mirrored, sparing)
         return LesionLevels(ascending, values, slabs.standing, hu.shape[1:], box, network)
 
@@ -344,9 +344,9 @@ class LesionSegmenter:
         """
         if not self._fast.gains_by_int8 or len(slabs) < WORTH_CALIBRATING:
             return self._fast
-        numbers = ((np.arange(CALIBRATED_ON) + 0.5) * len(slabs) / CALIBRATED_ON).astype(int)
-        bodies = torch.cat([self._bodies(hu, slabs, box, number, number + 1) for number in numbers])
-        return self._fast.quantised(self.inferer.look(bodies, lambda slices: slices))
+        places = ((np.arange(CALIBRATED_ON) + 0.5) * len(slabs) / CALIBRATED_ON).astype(int)
+        bodies = torch.cat([self._bodies(hu, slabs, box, place, place + 1) for place in places])
+        return self._fast.quantised(self.inferer.resize(bodies))
 
     def _bodies(self, hu: np.ndarray, slabs: Slabs, box: Box, start: int, stop: int) -> torch.Tensor:
         """Windowed (N, 1, h, w) of the slabs from ``start`` to ``stop``."""

@@ -39,7 +39,8 @@ class UprightSliceInferer(Inferer):
     Args:
         size: rows and columns of what the network sees, or one number for both; multiples of 32 by preference.
         batch_size: slices, or slabs, in one forward pass.
-        amp: use automatic mixed precision where the device has it, see :func:`~covid_monai.inference.autocast`.
+        amp: use automatic mixed precision where the device has it, see :func:`~covid_monai.inference.autocast`; for
+            scans by a segmenter also 8-bit integers, see :meth:`~covid_monai.inference.FastNetwork.quantised`.
         margin: pixels kept around the body.
         slab: mm, thickness of what the network sees of thin slices; None for slices alone.
         smoothing: mm, standard deviation of the smoothing along the axis; None for none.
@@ -142,10 +143,14 @@ class UprightSliceInferer(Inferer):
 
     def look(self, body: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Logits ``(N, K, *size)`` of one batch of windowed bodies ``(N, C, h, w)``, as the network sees them."""
-        resized = interpolate(body.float(), size=self.size, mode="bilinear", antialias=True)
+        resized = self.resize(body)
         with autocast(resized.device, self.amp):
             logits = network(resized.contiguous(memory_format=torch.channels_last), *args, **kwargs)
         return logits.float().contiguous()
+
+    def resize(self, body: torch.Tensor) -> torch.Tensor:
+        """Windowed bodies ``(N, C, h, w)`` at the size that the network sees."""
+        return interpolate(body.float(), size=self.size, mode="bilinear", antialias=True)
 
     def enlarge(self, logits: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
         """Logits ``(N, K, *size)`` at the resolution of the body ``(h, w)``."""
