@@ -36,6 +36,7 @@ WORTH_CALIBRATING = 32
 
 MOST_AT_ONCE = 4
 """Parts of a batch: with one slice each the network would be slower by more than its share of the cores gains."""
+MOST_IN_PART = 2
 
 
 @dataclass(frozen=True)
@@ -357,15 +358,16 @@ class LesionSegmenter:
         """The batches of so many slabs, each in parts for :meth:`workers`, which are ``(start, stop)``.
 
         On a CPU the parts of a batch, each on its own share of the cores, take less time than the whole of it on all of
-        them, for much of the work of a layer is not shared out.
+        them, for much of the work of a layer is not shared out. Small parts take less memory and no more time.
         """
-        most = min(torch.get_num_threads(), MOST_AT_ONCE) if self.device.type == "cpu" else 1
+        on_cpu = self.device.type == "cpu"
+        most = min(torch.get_num_threads(), MOST_AT_ONCE) if on_cpu else 1
         return [
             [
                 (int(part[0]), int(part[-1]) + 1)
                 for part in np.array_split(np.arange(start, stop), min(most, stop - start))
             ]
-            for start, stop in self.inferer.batches(slabs)
+            for start, stop in self.inferer.batches(slabs, MOST_IN_PART * most if on_cpu else None)
         ]
 
     def shares(self, parts: int) -> list[int]:

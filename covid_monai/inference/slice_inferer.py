@@ -120,10 +120,11 @@ class UprightSliceInferer(Inferer):
         ]
         return torch.cat(found).movedim(0, -1)
 
-    def batches(self, count: int) -> Iterator[tuple[int, int]]:
-        """Yield ``(start, stop)`` of each batch of ``count`` slices."""
-        for start in range(0, count, self.batch_size):
-            yield start, min(start + self.batch_size, count)
+    def batches(self, count: int, most: int | None = None) -> Iterator[tuple[int, int]]:
+        """Yield ``(start, stop)`` of each batch of ``count`` slices, of at most ``most`` where that is given."""
+        size = self.batch_size if most is None else min(most, self.batch_size)
+        for start in range(0, count, size):
+            yield start, min(start + size, count)
 
     def box(self, windowed: torch.Tensor) -> Box:
         """Body box of windowed slices ``(..., H, W)``: one box for all of them."""
