@@ -22,7 +22,9 @@ SIDE, COPIED = 2048, 2**28
 def main() -> None:
     """Print a table."""
     products = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
-    instructions = [name for name in ("amx_bf16", "avx512_bf16", "amx_int8", "avx512_vnni") if f" {name}" in _cpuinfo()]
+    instructions = [
+        name for name in ("amx_bf16", "avx512_bf16", "amx_int8", "avx512_vnni", "avx_vnni") if f" {name}" in _cpuinfo()
+    ]
     source = torch.zeros(COPIED // 4)
     target = torch.empty_like(source)
     copied = 2 * COPIED / fastest(lambda: target.copy_(source)) / 1e9

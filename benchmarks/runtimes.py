@@ -25,6 +25,7 @@ from torch.nn.functional import interpolate
 
 from covid_monai.datasets.phantom import make_phantom, upright
 from covid_monai.inference import FastNetwork, LesionSegmenter, autocast, default_bundle
+from covid_monai.inference.int8 import is_exact
 from covid_monai.networks import InfNet
 from covid_monai.severity import dice
 from covid_monai.transforms import LungWindow
@@ -91,7 +92,7 @@ def _run_times(network: torch.nn.Module, slices: torch.Tensor) -> Iterator[tuple
             torch.jit.freeze(torch.jit.trace(fast.network, last.to(fast.dtype), check_trace=False))
         )
         yield "the same by TorchScript, frozen and optimised", lambda: frozen(last.to(fast.dtype)).float()
-    if torch.cpu._is_vnni_supported():
+    if is_exact():
         whole_numbers = whole.quantised(_slices(slices.shape[-2:], 8, phantom=12))
         yield "**folded, int8, channels-last: `FastNetwork` without bfloat16**", lambda: whole_numbers(slices)
     yield from _onnx(plain, slices)

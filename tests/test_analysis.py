@@ -20,7 +20,7 @@ from covid_monai.analysis import Analysis, analyse, scan_id
 from covid_monai.ct import CTScan, SourceFacts, read_ct
 from covid_monai.datasets.phantom import Phantom, make_phantom, upright
 from covid_monai.inference import FastNetwork, LesionSegmenter, ModelFacts, UprightSliceInferer
-from covid_monai.inference.int8 import _is_exact
+from covid_monai.inference.int8 import is_exact
 from covid_monai.networks import FineInfNet
 from covid_monai.severity import dice
 from covid_monai.transforms import LungWindow
@@ -206,7 +206,7 @@ def test_of_thin_slices_the_network_sees_slabs(spacing_known: bool, seen: int):
 
 @pytest.mark.parametrize("network", ["float32", "int8"])
 def test_both_passes_are_by_one_network_which_is_told(network: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    if network == "int8" and not _is_exact():
+    if network == "int8" and not is_exact():
         pytest.skip("this CPU has no VNNI instructions")
     for module in ("fast", "precision", "int8"):
         monkeypatch.setattr(f"covid_monai.inference.{module}.has_bfloat16", lambda: False)

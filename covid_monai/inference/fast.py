@@ -51,7 +51,7 @@ class FastNetwork(nn.Module):
 
     @property
     def precision(self) -> str:
-        """What the network computes in: "float32", "bfloat16", "float16", or "int8" for most of it."""
+        """What the network computes in: "float32", "bfloat16", "float16", or "int8" for its larger convolutions."""
         if in_integers(self.network):
             return "int8"
         mixed = autocast(self.device, self.amp and self.dtype == torch.float32)

@@ -22,37 +22,40 @@ from torch import nn
 
 from covid_monai.inference.precision import has_bfloat16
 
-__all__ = ["can_quantise", "gains_by_int8", "in_integers", "quantise"]
+__all__ = ["can_quantise", "gains_by_int8", "in_integers", "is_exact", "quantise"]
 
 warnings.filterwarnings("ignore", message="torch.quantize_per_tensor")  # deprecated; there is no other in one pass
 
 FEWEST_CHANNELS = 16
 """Convolutions from or to fewer channels stay: first and last layers take little time, and need precision most."""
-AT_ONCE = 4
+AT_ONCE = 2
 """Slices, for the sake of memory."""
 LONGEST_TAIL = 30.0
 """Over the root mean square of a convolution's inputs: where they span more it stays, for the steps would be coarse.
 In our networks one layer of the partial decoder, where features are multiplied, has half of the error of all."""
+SMALLEST_RANGE = 1e-30
+"""Of a layer that is dead on all the slices, and might not be on others, nothing is known."""
 LARGEST_WEIGHT = 127
 LARGEST_INPUT = 255
 
 
 def gains_by_int8() -> bool:
     """Whether this CPU computes convolutions fastest in 8-bit integers: on x86 by VNNI, without bfloat16."""
-    return torch.cpu._is_avx2_supported() and not has_bfloat16() and _is_exact()
+    return torch.cpu._is_avx2_supported() and not has_bfloat16() and is_exact()
 
 
 @cache
-def _is_exact() -> bool:
+@torch.no_grad()
+def is_exact() -> bool:
     """Whether products of 8 bits are summed up exactly; without VNNI, or kept from it, they overflow."""
-    conv = nn.Conv2d(32, 32, 3, bias=False).requires_grad_(False)  # whose sum float32 holds exactly
+    conv = nn.utils.skip_init(nn.Conv2d, 32, 32, 3, bias=False)
     x = torch.full((1, 32, 3, 3), float(LARGEST_INPUT)).to(memory_format=torch.channels_last)
     conv.weight.fill_(LARGEST_WEIGHT)
     try:
         found = _Int8Conv2d(conv, _Inputs(0.0, float(LARGEST_INPUT), 1.0, x.shape))(x)
     except (AttributeError, RuntimeError):  # this torch has not these operators, or not for this CPU
         return False
-    return bool((found == conv(x)).all())
+    return bool((found == conv.weight[0].numel() * LARGEST_INPUT * LARGEST_WEIGHT).all())  # which float32 holds exactly
 
 
 def can_quantise(network: nn.Module) -> bool:
@@ -78,7 +81,7 @@ def quantise(network: nn.Module, slices: torch.Tensor) -> None:
         for part in slices.split(AT_ONCE):
             network(part)
     for conv, each in inputs.items():
-        if 0 < each.high - each.low <= LONGEST_TAIL * each.size < math.inf:
+        if SMALLEST_RANGE <= each.high - each.low <= LONGEST_TAIL * each.size < math.inf:
             network.set_submodule(names[conv], _Int8Conv2d(conv, each))
 
 
@@ -109,7 +112,8 @@ def _inputs(network: nn.Module) -> Iterator[dict[nn.Conv2d, _Inputs]]:
         low, high = (float(end) for end in x.aminmax())
         size = float(torch.linalg.vector_norm(x)) / x.numel() ** 0.5
         before = found.get(conv, _Inputs(0.0, 0.0, 0.0, x.shape))
-        found[conv] = _Inputs(min(low, before.low), max(high, before.high), max(size, before.size), x.shape)
+        size = math.inf if math.isnan(size) else max(size, before.size)
+        found[conv] = _Inputs(min(low, before.low), max(high, before.high), size, x.shape)
 
     hooks = [each.register_forward_pre_hook(look) for each in network.modules() if _is_worth_it(each)]
     try:

@@ -27,7 +27,7 @@ def has_bfloat16() -> bool:
     """Whether this CPU has bfloat16 instructions that torch uses.
 
     torch counts every CPU with AVX-512; those without the instructions compute bfloat16 by others, several times slower
-    than float32.
+    than float32. Whether oneDNN is kept from them (``ONEDNN_MAX_CPU_ISA``) is not asked.
     """
     counted = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return counted and (torch.cpu._is_avx512_bf16_supported() or not torch.cpu._is_avx512_supported())

@@ -37,6 +37,7 @@ WORTH_CALIBRATING = 32
 MOST_AT_ONCE = 4
 """Parts of a batch: with one slice each the network would be slower by more than its share of the cores gains."""
 MOST_IN_PART = 2
+"""Slabs; larger parts take more memory and no less time."""
 
 
 @dataclass(frozen=True)
@@ -358,7 +359,7 @@ class LesionSegmenter:
         """The batches of so many slabs, each in parts for :meth:`workers`, which are ``(start, stop)``.
 
         On a CPU the parts of a batch, each on its own share of the cores, take less time than the whole of it on all of
-        them, for much of the work of a layer is not shared out. Small parts take less memory and no more time.
+        them, for much of the work of a layer is not shared out.
         """
         on_cpu = self.device.type == "cpu"
         most = min(torch.get_num_threads(), MOST_AT_ONCE) if on_cpu else 1

@@ -38,7 +38,7 @@ class UprightSliceInferer(Inferer):
 
     Args:
         size: rows and columns of what the network sees, or one number for both; multiples of 32 by preference.
-        batch_size: slices, or slabs, in one forward pass.
+        batch_size: slices, or slabs, in one forward pass, at most.
         amp: use automatic mixed precision where the device has it, see :func:`~covid_monai.inference.autocast`; for
             scans by a segmenter also 8-bit integers, see :meth:`~covid_monai.inference.FastNetwork.quantised`.
         margin: pixels kept around the body.

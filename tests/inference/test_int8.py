@@ -16,12 +16,12 @@ from torch import nn
 from covid_monai.ct import read_ct
 from covid_monai.datasets.phantom import make_phantom, upright
 from covid_monai.inference import FastNetwork, LesionSegmenter, UprightSliceInferer, default_bundle, upright_hu
-from covid_monai.inference.int8 import _is_exact, gains_by_int8
+from covid_monai.inference.int8 import gains_by_int8, is_exact
 from covid_monai.networks import FineInfNet, InfNet, InfNetCascade, MultiInfNet
 from covid_monai.severity import dice
 from tests.inference.test_fast import shaken
 
-needs_vnni = pytest.mark.skipif(not _is_exact(), reason="this CPU has no VNNI instructions")
+needs_vnni = pytest.mark.skipif(not is_exact(), reason="this CPU has no VNNI instructions")
 
 CHANNELS = 16
 
@@ -76,7 +76,7 @@ def test_padding_counts_as_zero():
     assert (found - expected).abs().max() < 0.03 * expected.abs().max()
 
 
-@pytest.mark.parametrize("value", [0.0, float("inf")])
+@pytest.mark.parametrize("value", [0.0, 1e-40, float("inf"), float("nan")])
 def test_a_layer_without_a_range_stays(doubling: nn.Conv2d, value: float):
     whole = fast(doubling, plane(1.0)).quantised(plane(value))
     assert whole.precision == "float32"
@@ -168,14 +168,29 @@ def test_integers_are_for_x86_cpus_that_have_instructions_for_them_and_none_for_
 ):
     monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: avx2)
     monkeypatch.setattr("covid_monai.inference.int8.has_bfloat16", lambda: bfloat16)
-    monkeypatch.setattr("covid_monai.inference.int8._is_exact", lambda: exact)
+    monkeypatch.setattr("covid_monai.inference.int8.is_exact", lambda: exact)
     assert gains_by_int8() == gains
+
+
+def test_the_probe_leaves_no_trace_and_is_not_misled():
+    command = """
+import torch
+from covid_monai.inference.int8 import is_exact
+torch.manual_seed(0)
+before = torch.get_rng_state()
+with torch.autocast("cpu"):
+    found = is_exact()
+assert torch.equal(torch.get_rng_state(), before)
+print(found)
+"""
+    printed = subprocess.run([sys.executable, "-c", command], check=True, capture_output=True, text=True).stdout
+    assert printed.split()[-1:] == [str(is_exact())]
 
 
 @needs_vnni
 @pytest.mark.parametrize("allowed", ["AVX2", "AVX512_CORE"])
 def test_integers_are_not_exact_where_onednn_is_kept_from_vnni(allowed: str):
-    command = "from covid_monai.inference.int8 import _is_exact; print(_is_exact())"
+    command = "from covid_monai.inference.int8 import is_exact; print(is_exact())"
     environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": allowed}
     printed = subprocess.run([sys.executable, "-c", command], env=environment, check=True, capture_output=True).stdout
     assert printed.split()[-1:] == [b"False"]

@@ -39,7 +39,7 @@ def test_bfloat16_is_used_where_the_cpu_has_it_itself():
         (True, True, True, True),
         (True, True, False, False),  # computed by other instructions
         (True, False, False, True),  # ARM, and x86 that has them without AVX-512
-        (False, True, True, False),  # oneDNN is kept from them
+        (False, True, True, False),  # oneDNN is kept from AVX-512
         (False, False, False, False),
     ],
 )
