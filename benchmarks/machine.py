@@ -22,8 +22,9 @@ SIDE, COPIED = 2048, 2**28
 def main() -> None:
     """Print a table."""
     products = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+    known = set(_cpuinfo().split())
     instructions = [
-        name for name in ("amx_bf16", "avx512_bf16", "amx_int8", "avx512_vnni", "avx_vnni") if f" {name}" in _cpuinfo()
+        each for each in ("amx_bf16", "avx512_bf16", "amx_int8", "avx512_vnni", "avx_vnni") if each in known
     ]
     source = torch.zeros(COPIED // 4)
     target = torch.empty_like(source)

@@ -267,9 +267,13 @@ class LesionSegmenter:
             progress(left_out)
         box = self._box(hu)
         values = np.empty((slabs.standing.max() + 1, *(end - start for start, end in box)), dtype=np.uint8)
-        network = self.fitted(hu, slabs, box) if network is None else network
-        self._decide(hu, slabs, box, decide, network, values, progress, mirrored, sparing)
-        return LesionLevels(ascending, values, slabs.standing, hu.shape[1:], box, network)
+        fitted = self.fitted(hu, slabs, box) if network is None else network
+
+        def mirror(batch: torch.Tensor) -> torch.Tensor:
+            return fitted(batch.flip(-1)).flip(-1)
+
+        self._decide(hu, slabs, box, decide, mirror if mirrored else fitted, values, progress, sparing)
+        return LesionLevels(ascending, values, slabs.standing, hu.shape[1:], box, fitted)
 
     def prepare(self) -> None:
         """Make ready for the first scan; else its first slices wait for that."""
@@ -285,21 +289,17 @@ class LesionSegmenter:
         slabs: Slabs,
         box: Box,
         decide: Callable[[torch.Tensor], torch.Tensor],
-        network: FastNetwork,
+        network: Callable[[torch.Tensor], torch.Tensor],
         decided: np.ndarray,
         progress: Callable[[int], Any] | None,
-        mirrored: bool = False,
         sparing: Callable[[], bool] = lambda: False,
     ) -> None:
         """Write into ``decided`` (N, h, w) what ``decide`` gives for the rows of logits inside the body's box."""
         seen: dict[int, torch.Tensor] = {}
 
-        def predict(batch: torch.Tensor) -> torch.Tensor:
-            return network(batch.flip(-1)).flip(-1) if mirrored else network(batch)
-
         @torch.inference_mode()
         def look(start: int, stop: int) -> torch.Tensor:
-            return self.inferer.look(self._bodies(hu, slabs, box, start, stop), predict)
+            return self.inferer.look(self._bodies(hu, slabs, box, start, stop), network)
 
         @torch.inference_mode()
         def settle(start: int, stop: int) -> int:
