@@ -139,15 +139,25 @@ def analyse(
         prepared = beside.submit(segmenter.prepare)
         identity = beside.submit(scan_id, scan)
         search = (lungs or ThresholdLungs()).begin(hu, spacing)
+        searching = beside.submit(search.search)
+
+        def still_searching() -> bool:
+            """Whether a core is needed for the lungs; raise what ended their search."""
+            return not searching.done() or searching.result() is None
+
         prepared.result()
         searched = time.perf_counter()
-        levels = segmenter.levels(hu, thresholds, distance, False, progress, search.slices)
-        segmented, network = time.perf_counter(), levels.network
+        levels = segmenter.levels(hu, thresholds, distance, False, progress, search.slices, still_searching)
+        looked, network = search.slices, levels.network
+        if not _covers(looked, searching.result()):
+            looked = slice(0, len(hu))
+            levels = segmenter.levels(hu, thresholds, distance, network=network)
+        segmented = time.perf_counter()
         measuring = Event()
         measuring.set()
         if ranges:  # the network sees mirrored slices while the rest is measured, for which a core is spared
             mirrored = beside.submit(
-                segmenter.levels, hu, thresholds, distance, True, progress, search.slices, measuring.is_set, network
+                segmenter.levels, hu, thresholds, distance, True, progress, looked, measuring.is_set, network
             )
         found = search.finish(levels.codes(threshold))
         del search  # it holds the scan's blocks, which the rest has no use for
@@ -218,6 +228,11 @@ def analyse(
     )
 
 
+def _covers(looked: slice, wanted: slice) -> bool:
+    """Whether all slices wanted are among those looked at."""
+    return looked.start <= wanted.start and wanted.stop <= looked.stop
+
+
 def _counts(levels: LesionLevels, regions: np.ndarray) -> list[np.ndarray]:
     """Voxels by region and lesion code at each threshold, ascending."""
     thresholds = len(levels.thresholds)
@@ -240,7 +255,7 @@ def method_of(segmenter: LesionSegmenter) -> dict[str, Any]:
 def scan_id(scan: CTScan) -> str:
     """Name of a scan by its content: 16 hexadecimal digits, the same wherever it lies, nothing of the patient."""
     digest = hashlib.sha256(np.ascontiguousarray(scan.affine).tobytes())
-    for plane in scan.volume[0].numpy().T:  # (Y, X), as the readers lay them down
+    for plane in scan.array.T:  # (Y, X), as the readers lay them down
         digest.update(np.ascontiguousarray(plane, dtype=np.float32).data)
     return digest.hexdigest()[:16]
 

@@ -109,7 +109,7 @@ def boxes() -> np.ndarray:
 def boxed(hu: np.ndarray, **options: Any) -> CTScan:
     """Upright slices as a scan whose own axes point to the left, posterior and superior."""
     affine = np.diag([-SPACING[0], -SPACING[1], SPACING[2], 1.0])
-    return CTScan.from_array(np.ascontiguousarray(hu.T), affine, SourceFacts("NIfTI", 1), **options)
+    return CTScan(np.ascontiguousarray(hu.T), affine, SourceFacts("NIfTI", 1), **options)
 
 
 def test_figures_are_counts_of_voxels():
@@ -146,9 +146,7 @@ def test_without_a_lung_there_is_no_share_and_a_warning():
 @pytest.mark.parametrize(("spacing", "warned"), [(2.0, True), (5.0, False), (12.0, True)])
 def test_implausible_lung_volumes_are_warned_of(spacing: float, warned: bool):
     # 16000 voxels: 128 mL, 2000 mL and 27.6 L
-    scan = CTScan.from_array(
-        np.ascontiguousarray(boxes().T), np.diag([-spacing, -spacing, spacing, 1]), SourceFacts("NIfTI", 1)
-    )
+    scan = CTScan(np.ascontiguousarray(boxes().T), np.diag([-spacing, -spacing, spacing, 1]), SourceFacts("NIfTI", 1))
     warnings = analyse(scan, segmenter(size=(64, 64))).warnings
     assert any("not plausible" in warning for warning in warnings) == warned
 
@@ -196,7 +194,7 @@ def test_of_thin_slices_the_network_sees_slabs(spacing_known: bool, seen: int):
     counted = LesionSegmenter(Counted(-700, -100), UprightSliceInferer((64, 64), slab=3.0), device="cpu")
     counted.prepare()
     slices.clear()
-    source = CTScan.from_array(
+    source = CTScan(
         np.ascontiguousarray(boxes().T), np.diag([-3, -3, 0.6, 1]), SourceFacts("NIfTI", 1), spacing_known=spacing_known
     )
     found = analyse(source, counted)
@@ -407,20 +405,20 @@ def test_the_id_follows_from_voxels_and_affine_alone(scan: CTScan, phantom_folde
     assert len(first) == 16
     assert int(first, 16) >= 0
     assert scan_id(read_ct(copy)) == first
-    array = scan.volume[0].numpy().copy(order="K")
+    array = scan.array.copy(order="K")
     array[3, 4, 5] += 1
-    assert scan_id(CTScan.from_array(array, scan.affine, scan.source)) != first
+    assert scan_id(CTScan(array, scan.affine, scan.source)) != first
     moved = scan.affine.copy()
     moved[2, 3] += 1
-    assert scan_id(CTScan.from_array(scan.volume[0].numpy(), moved, scan.source)) != first
-    other = CTScan.from_array(scan.volume[0].numpy(), scan.affine, SourceFacts("DICOM", 99), warnings=["Other."])
+    assert scan_id(CTScan(scan.array, moved, scan.source)) != first
+    other = CTScan(scan.array, scan.affine, SourceFacts("DICOM", 99), warnings=["Other."])
     assert scan_id(other) == first
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_the_id_does_not_depend_on_the_order_in_memory(scan: CTScan, order: Any):
-    array = np.array(scan.volume[0].numpy(), order=order)
-    assert scan_id(CTScan.from_array(array, scan.affine, scan.source)) == scan_id(scan)
+    array = np.array(scan.array, order=order)
+    assert scan_id(CTScan(array, scan.affine, scan.source)) == scan_id(scan)
 
 
 def test_a_network_that_finds_nothing_gives_zero(scan: CTScan):

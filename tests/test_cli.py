@@ -683,7 +683,7 @@ def test_two_masks_are_compared(run: Callable[..., Result], tmp_path: Path):
 
 
 def test_codes_of_masks_are_called_as_their_header_says(run: Callable[..., Result], tmp_path: Path):
-    scan = CTScan.from_array(np.zeros((4, 4, 4), np.float32), np.eye(4), SourceFacts("NIfTI", 1))
+    scan = CTScan(np.zeros((4, 4, 4), np.float32), np.eye(4), SourceFacts("NIfTI", 1))
     for name in ("mask", "reference"):
         sides = np.repeat([[[1]], [[2]]], 2, axis=0) * np.ones(scan.shape, int)
         write_mask(sides, scan, tmp_path / f"{name}.nii.gz", {1: "right lung", 2: "left lung"})
@@ -693,7 +693,7 @@ def test_codes_of_masks_are_called_as_their_header_says(run: Callable[..., Resul
 
 
 def test_names_that_do_not_cover_both_masks_are_not_used(run: Callable[..., Result], tmp_path: Path):
-    scan = CTScan.from_array(np.zeros((4, 4, 4), np.float32), np.eye(4), SourceFacts("NIfTI", 1))
+    scan = CTScan(np.zeros((4, 4, 4), np.float32), np.eye(4), SourceFacts("NIfTI", 1))
     lesion = np.ones(scan.shape, np.uint8)
     write_mask(lesion, scan, tmp_path / "mask.nii.gz", {1: "lesion"})
     lesion[2:] = 2

@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from covid_monai.cli.lean import import_monai_to_predict
 from covid_monai.cli.scans import (
     Analyser,
     Job,
@@ -106,7 +107,6 @@ def add_analyse(commands: Any) -> None:
 
 def add_model_options(command: argparse.ArgumentParser) -> None:
     """Add the options of :class:`~covid_monai.cli.scans.Analyser`."""
-    command.set_defaults(predicts=True)
     command.add_argument("--bundle", type=Path, metavar="DIR", help="MONAI bundle with the model (default: the one "
                          "shipped, lung_ct_ggo_consolidation_segmentation)")  # fmt: skip
     command.add_argument("--weights", type=Path, metavar="FILE", help="weights of your own training of this bundle "
@@ -128,6 +128,7 @@ def _analyse(options: argparse.Namespace) -> int:
         elsewhere = options.ray or (options.workers > 1 and len(inputs) > 1)
         reading = None if elsewhere else begin_reading(inputs[0], options)
         try:
+            import_monai_to_predict(options)
             from covid_monai.analysis import NOTICE
 
             bundle = stack.enter_context(bundle_of(options))

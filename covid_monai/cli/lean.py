@@ -3,16 +3,23 @@
 
 from __future__ import annotations
 
+import argparse
 import pkgutil
 import sys
 
-__all__ = ["import_lean_monai"]
+__all__ = ["import_lean_monai", "import_monai_to_predict"]
 
 HIDDEN = (
     *("bs4", "ignite", "itk", "matplotlib", "mlflow", "pandas"),
     *("pydot", "scipy.signal", "skimage", "sklearn", "tifffile"),
 )
 """Packages that MONAI, and torch, import in advance where they are installed, for what prediction has no use for."""
+
+
+def import_monai_to_predict(options: argparse.Namespace) -> None:
+    """Import MONAI lean where its process runs this command line alone, whose model does not come by MLflow."""
+    if options.alone and not getattr(options, "model", None):
+        import_lean_monai()
 
 
 def import_lean_monai() -> None:

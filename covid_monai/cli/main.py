@@ -12,7 +12,7 @@ from covid_monai import __version__
 from covid_monai.cli.analyse import add_analyse
 from covid_monai.cli.data import add_data
 from covid_monai.cli.label import add_label
-from covid_monai.cli.lean import import_lean_monai
+from covid_monai.cli.lean import import_monai_to_predict
 from covid_monai.cli.model import add_model
 from covid_monai.cli.severity import add_severity
 from covid_monai.cli.shell import EXIT_CODES, INTERRUPTED, OK, UNUSABLE, Help, add_command, complain, one_line
@@ -29,14 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
     Args:
-        arguments: None for those of the process, which then does nothing else: commands that only predict import MONAI
-            without what they do not need.
+        arguments: None for those of the process, which then does nothing else, see
+            :func:`~covid_monai.cli.lean.import_monai_to_predict`.
     """
     options = _parser().parse_args(arguments)
+    options.alone = arguments is None
     try:
         with one_line():
-            if arguments is None and options.predicts and not getattr(options, "model", None):
-                import_lean_monai()
             return options.run(options)
     except KeyboardInterrupt:
         complain("interrupted")
@@ -60,7 +59,6 @@ def _parser() -> argparse.ArgumentParser:
         "analyse a synthetic CT with the model that is shipped, and compare with its known truth",
         _demo,
     )
-    demo.set_defaults(predicts=True)
     demo.add_argument("--output", required=True, type=Path, metavar="DIR", help="empty or new folder for everything")
     add_data(commands)
     add_study(commands)
@@ -70,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _demo(options: argparse.Namespace) -> int:
+    import_monai_to_predict(options)
     from covid_monai.demo import run
 
     run(options.output.resolve())

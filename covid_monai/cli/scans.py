@@ -23,6 +23,7 @@ from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from covid_monai.cli.lean import import_lean_monai
 from covid_monai.cli.shell import INTERRUPTED, one_line, without_progress_bars
 
 if TYPE_CHECKING:
@@ -157,7 +158,8 @@ Announce = Callable[[Job], Any]
 
 
 def begin_reading(path: Path, options: argparse.Namespace) -> Future[CTScan]:
-    """Read a scan while the model is loaded, and then import what writes its results while it is analysed."""
+    """Read a scan while MONAI is imported and the model is loaded."""
+    importlib.import_module("covid_monai.ct")  # here, for imports of two threads may miss what lean ones hide
     scan: Future[CTScan] = Future()
 
     def work() -> None:
@@ -165,14 +167,13 @@ def begin_reading(path: Path, options: argparse.Namespace) -> Future[CTScan]:
             scan.set_result(_read(path, options))
         except BaseException as error:
             scan.set_exception(error)
-        importlib.import_module("covid_monai.reports")
 
     threading.Thread(target=work, daemon=True).start()  # an interrupted process does not wait for it
     return scan
 
 
 def in_turn(jobs: Sequence[Job], analyser: Analyser, announce: Announce, first: Future[CTScan]) -> Iterator[Outcome]:
-    """Analyse inputs one after the other, in this process.
+    """Analyse inputs one after the other, in this process; what writes results is imported during the first.
 
     Args:
         jobs: the inputs.
@@ -180,6 +181,7 @@ def in_turn(jobs: Sequence[Job], analyser: Analyser, announce: Announce, first: 
         announce: called before each.
         first: what :func:`begin_reading` gave for the first of them.
     """
+    threading.Thread(target=importlib.import_module, args=("covid_monai.reports",), daemon=True).start()
     reading = [first]
     del first
     for job in jobs:
@@ -298,6 +300,7 @@ def _in_worker(job: Job) -> Outcome:
 
 def _by_this_worker(job: Job) -> Outcome:
     if not _ready or vars(_ready[0][0]) != vars(job.options):
+        import_lean_monai()
         try:
             _ready[:] = [(job.options, Analyser(job.options))]
         except Exception as error:
@@ -358,7 +361,7 @@ def _analysed(job: Job, analyser: Analyser, scan: CTScan) -> Outcome:
     sources = read_sources(job.path, _series(options)) if options.dicom or options.send else None
     analysis = analyser(scan, _lungs(options, scan))
 
-    from covid_monai.reports import figures_of, write_results  # which the thread that read may have imported by now
+    from covid_monai.reports import figures_of, write_results  # which another thread may have imported by now
 
     folder = options.output / (title or analysis.scan_id) if len(options.input) > 1 else options.output
     files = write_results(analysis, scan, folder, overwrite=options.overwrite, sources=sources, title=title)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from covid_monai.cli.analyse import add_model_options
+from covid_monai.cli.lean import import_monai_to_predict
 from covid_monai.cli.scans import Analyser, lines_of
 from covid_monai.cli.shell import OK, add_command, check_output
 
@@ -151,6 +152,7 @@ def _percent(proportion: Proportion) -> str:
 
 
 def _follow_up(options: argparse.Namespace) -> int:
+    import_monai_to_predict(options)
     from covid_monai.analysis import NOTICE, scan_id
     from covid_monai.ct import read_ct
     from covid_monai.reports import write_results

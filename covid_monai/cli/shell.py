@@ -52,7 +52,7 @@ def add_command(
         name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", formatter_class=Help
     )
     command.add_argument("--traceback", action="store_true", help="show where in the code a fault was raised")
-    command.set_defaults(run=run, predicts=False)
+    command.set_defaults(run=run)
     return command
 
 

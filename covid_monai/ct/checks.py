@@ -90,18 +90,18 @@ class ValueRange:
         """Note the range of a slice and raise its padding to ``LOWEST_HU``, in place.
 
         Args:
-            plane: float32 values.
+            plane: float32, or signed integers of two bytes or more.
             place: which slice, for the message.
 
         Raises:
             ImplausibleValues: a value is NaN or infinite.
         """
-        if not np.isfinite(plane).all():
+        if plane.dtype.kind == "f" and not np.isfinite(plane).all():
             count = int(plane.size - np.isfinite(plane).sum())
             raise ImplausibleValues(
                 f"{self.where} holds {count} NaN or infinite values in {place}: export the scan again without them."
             )
-        np.maximum(plane, LOWEST_HU, out=plane)
+        np.maximum(plane, plane.dtype.type(LOWEST_HU), out=plane)
         self.low = min(self.low, float(plane.min()))
         self.high = max(self.high, float(plane.max()))
 

@@ -161,7 +161,7 @@ def read_dicom(path: Path, files: Sequence[Path], series: str | int | None = Non
         doubts.append("Contrast agent was given: enhanced vessels and tissue may be taken for lesions.")
     units, guess = voxels.range.units()
     doubts += [*geometry_warnings(stack.affine, 2, source.slice_thickness), *guess]
-    return CTScan.from_array(voxels.array.T, stack.affine, source, units=units, warnings=doubts)
+    return CTScan(voxels.array.T, stack.affine, source, units=units, warnings=doubts)
 
 
 def find_stack(path: Path, files: Sequence[Path], series: str | int | None = None) -> Stack:
@@ -397,16 +397,17 @@ def _order(slices: Sequence[_Slice]) -> tuple[list[_Slice], float]:
 
 
 def _decode(part: _Slice) -> np.ndarray:
-    """A slice's values (rows, columns) in HU, float32."""
+    """A slice's values (rows, columns) in HU: int32 where the rescale gives whole numbers, else float32."""
     try:
-        plane: np.ndarray = pixel_array(part.file, index=part.frame).astype(np.float32)
+        stored = pixel_array(part.file, index=part.frame)
     except Exception as error:  # decoders raise what the damaged bytes lead them to
         raise _unreadable(
             part.name, "has pixel data that cannot be decoded (truncated, encrypted or unsupported)"
         ) from error
-    plane *= part.number("RescaleSlope")
-    plane += part.number("RescaleIntercept")
-    return plane
+    slope, intercept = (float(part.numbers(f"Rescale{name}", 1)[0]) for name in ("Slope", "Intercept"))
+    if slope == 1 and intercept.is_integer() and stored.dtype.itemsize <= 2:
+        return stored.astype(np.int32) + int(intercept)
+    return stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
 
 
 def _facts(part: _Slice, files: int) -> SourceFacts:

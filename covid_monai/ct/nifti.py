@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import nibabel as nib
 import numpy as np
+from isal import igzip, isal_zlib
 from nibabel.filebasedimages import ImageFileError
 from nibabel.nifti1 import Nifti1Extension
 
@@ -42,19 +42,18 @@ def read_nifti(path: Path) -> CTScan:
     """
     try:
         image_class: Any = type(nib.load(path))
-        with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
+        with igzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
             image = image_class.from_stream(stream)
             shape = _check_header(image, path.name)
             rest = (0,) * (len(image.shape) - 3)
             voxels = Voxels(path.name, (shape[2], shape[1], shape[0]))
             for k in range(shape[2]):
-                plane = np.array(image.dataobj[(slice(None), slice(None), k) + rest].T, dtype=np.float32, order="C")
-                voxels.put(k, plane, f"slice {k + 1}")
+                voxels.put(k, image.dataobj[(slice(None), slice(None), k) + rest].T, f"slice {k + 1}")
             while stream.read(1 << 20):  # to the end, where gzip keeps its checksum
                 pass
     except CTReadError:
         raise
-    except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
+    except (ImageFileError, OSError, EOFError, ValueError, isal_zlib.error) as error:  # type: ignore[misc]  # its stub
         raise UnreadableFile(
             f"{path.name} cannot be read as NIfTI (truncated, encrypted or damaged): copy or export it again."
         ) from error
@@ -64,9 +63,7 @@ def read_nifti(path: Path) -> CTScan:
         *geometry_warnings(image.affine, _slice_axis(image.affine), None),
         *doubts,
     ]
-    return CTScan.from_array(
-        voxels.array.T, image.affine, SourceFacts("NIfTI", files=1), units=units, warnings=warnings
-    )
+    return CTScan(voxels.array.T, image.affine, SourceFacts("NIfTI", files=1), units=units, warnings=warnings)
 
 
 def _check_header(image: nib.Nifti1Image, name: str) -> tuple[int, ...]:
@@ -158,5 +155,14 @@ def write_mask(mask: np.ndarray, scan: CTScan, path: str | Path, labels: Mapping
     if labels is not None:
         text = "; ".join(f"{value} = {name}" for value, name in sorted(labels.items()))
         image.header.extensions.append(Nifti1Extension("comment", text.encode()))
-    with replacing(path) as unfinished:
-        nib.save(image, unfinished)
+    with (
+        replacing(path) as unfinished,
+        unfinished.open("wb") as file,
+        nullcontext(file) if suffix == ".nii" else _gzip(file) as stream,
+    ):
+        image.to_stream(stream)
+
+
+def _gzip(file: BinaryIO) -> igzip.IGzipFile:
+    """What packs into a file: neither its name nor the time, so that equal masks are equal files."""
+    return igzip.IGzipFile("", "wb", 1, file, mtime=0)

@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from monai.data import MetaTensor
-from monai.utils import MetaKeys, SpaceKeys
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 
 from covid_monai.ct.checks import Units, check_affine
+
+if TYPE_CHECKING:
+    from monai.data import MetaTensor
 
 # Slices from inferior to superior, rows from anterior to posterior, columns from the patient's right to left.
 _UPRIGHT = axcodes2ornt(("S", "P", "L"))
@@ -58,77 +59,63 @@ class CTScan:
     """A CT scan on its own grid.
 
     Args:
-        volume: MetaTensor (1, X, Y, Z), int16 where all values are whole and float32 else, in the unit of ``units``,
-            with the 4x4 affine from voxel indices to RAS+ patient coordinates in mm. For DICOM the axes are columns,
+        array: (X, Y, Z), any memory order, in the unit of ``units``. Memory is shared when it is int16 or float32
+            without negative strides; all else is copied, other types into float32. For DICOM the axes are columns,
             rows, slices.
+        affine: (4, 4), voxel indices to RAS+ patient coordinates in mm.
+        source: facts about the source, without patient data.
         units: ``"HU"``, or ``"grey"`` for grey levels 0..255 under an unknown window.
         spacing_known: False when the source gives no lengths; ``affine`` then has nominal voxels of 1 mm.
-        source: facts about the source, without patient data.
         warnings: what a reader of the results must know, one sentence each.
 
     Raises:
-        ValueError: ``volume`` is no MetaTensor of shape (1, X, Y, Z) or ``units`` is none of the two.
+        ValueError: ``array`` is not (X, Y, Z), or ``units`` is none of the two.
         MissingGeometry: the affine is not finite or not invertible.
         TiltedGantry: the affine is sheared.
     """
 
-    volume: MetaTensor
-    units: Units
-    spacing_known: bool
+    array: np.ndarray
+    affine: np.ndarray
     source: SourceFacts
-    warnings: tuple[str, ...] = ()
+    _: KW_ONLY
+    units: Units = "HU"
+    spacing_known: bool = True
+    warnings: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        if not isinstance(self.volume, MetaTensor) or self.volume.ndim != 4 or self.volume.shape[0] != 1:
-            found = f"{type(self.volume).__name__} of shape {tuple(np.shape(self.volume))}"
-            raise ValueError(f"volume is a {found}: give a MetaTensor of shape (1, X, Y, Z).")
+        array, affine = np.asarray(self.array), np.array(self.affine, dtype=np.float64)
+        if array.ndim != 3:
+            raise ValueError(f"array has shape {array.shape}: give (X, Y, Z).")
         if self.units not in ("HU", "grey"):
             raise ValueError(f'units is {self.units!r}: give "HU" or "grey".')
-        check_affine(self.affine, "The volume")
+        check_affine(affine, "The volume")
+        if array.dtype != np.int16:
+            array = array.astype(np.float32, copy=False)
+        if min(array.strides) < 0:  # which torch does not take
+            array = array.copy()
+        for name, value in (("array", array), ("affine", affine), ("warnings", tuple(self.warnings))):
+            object.__setattr__(self, name, value)
 
-    @classmethod
-    def from_array(
-        cls,
-        array: np.ndarray,
-        affine: np.ndarray,
-        source: SourceFacts,
-        *,
-        units: Units = "HU",
-        spacing_known: bool = True,
-        warnings: Sequence[str] = (),
-    ) -> CTScan:
-        """A scan from an array; memory is shared when ``array`` is int16 or float32, which all else becomes.
+    @property
+    def volume(self) -> MetaTensor:
+        """The scan for MONAI: (1, X, Y, Z) with its affine, as ``LoadImage`` gives it; memory is shared."""
+        import torch  # not before: a scan is read in less time than these take
+        from monai.data import MetaTensor
+        from monai.utils import MetaKeys, SpaceKeys
 
-        Args:
-            array: (X, Y, Z), any memory order without negative strides.
-            affine: (4, 4), voxel indices to RAS+ coordinates in mm.
-            source: facts about the source.
-            units: unit of the values.
-            spacing_known: False when the lengths in ``affine`` are nominal.
-            warnings: what a reader of the results must know.
-        """
-        array = np.asarray(array)
-        tensor = torch.from_numpy(array if array.dtype == np.int16 else array.astype(np.float32, copy=False))
-        matrix = torch.as_tensor(affine, dtype=torch.float64)
         meta = {
-            MetaKeys.ORIGINAL_AFFINE: matrix.numpy().copy(),
-            MetaKeys.SPATIAL_SHAPE: np.asarray(tensor.shape),
+            MetaKeys.ORIGINAL_AFFINE: self.affine.copy(),
+            MetaKeys.SPATIAL_SHAPE: np.asarray(self.shape),
             MetaKeys.ORIGINAL_CHANNEL_DIM: 0,
             MetaKeys.SPACE: SpaceKeys.RAS,
         }
-        volume = MetaTensor(tensor[None], affine=matrix, meta=meta)
-        return cls(volume, units, spacing_known, source, tuple(warnings))
-
-    @property
-    def affine(self) -> np.ndarray:
-        """Voxel indices to RAS+ coordinates in mm, (4, 4) float64."""
-        return self.volume.affine.numpy().astype(np.float64)
+        return MetaTensor(torch.from_numpy(self.array)[None], affine=torch.tensor(self.affine), meta=meta)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(X, Y, Z)."""
-        x, y, z = self.volume.shape[1:]
-        return int(x), int(y), int(z)
+        x, y, z = self.array.shape
+        return x, y, z
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -145,11 +132,11 @@ class CTScan:
         """The scan as a radiologist looks at it.
 
         Returns:
-            (Z, H, W), of the type of ``volume``: slices from inferior to superior, rows from anterior to posterior,
+            (Z, H, W), of the type of ``array``: slices from inferior to superior, rows from anterior to posterior,
             columns from the patient's right to left, along the own axes closest to these directions. A view without a
             copy; its strides may be negative, so copy a slice (``np.ascontiguousarray``) before torch takes it.
         """
-        return upright_view(self.volume[0].numpy(), io_orientation(self.affine))
+        return upright_view(self.array, io_orientation(self.affine))
 
     def from_upright(self, array: np.ndarray) -> np.ndarray:
         """Put an upright array, e.g. a mask, back on the scan's own grid.

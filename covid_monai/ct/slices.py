@@ -67,7 +67,7 @@ def read_slices(path: Path, files: Sequence[Path]) -> CTScan:
                 f"{path} holds images of {sizes[0]} ({images[0].name}) and {sizes[1]} pixels ({name}): "
                 "give the slices of one scan."
             )
-        voxels.put(number, grey.astype(np.float32), name)
+        voxels.put(number, grey, name)
     units, doubts = voxels.range.units()
     if units == "HU" and voxels.range.low > -500:
         raise ImplausibleValues(
@@ -78,7 +78,7 @@ def read_slices(path: Path, files: Sequence[Path]) -> CTScan:
     if len(files) > len(images):
         warnings.append(f"Files left out: {len(files) - len(images)}.")
     source = SourceFacts("slice images", files=len(images))
-    return CTScan.from_array(voxels.array.T, _AFFINE, source, units=units, spacing_known=False, warnings=warnings)
+    return CTScan(voxels.array.T, _AFFINE, source, units=units, spacing_known=False, warnings=warnings)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

@@ -33,12 +33,14 @@ class Voxels:
 
         Args:
             number: its place in the array.
-            plane: float32 values; overwritten.
+            plane: (rows, columns), integers or real numbers.
             place: which slice, for messages.
 
         Raises:
             ImplausibleValues: a value is NaN or infinite.
         """
+        kind = next((each for each in (np.int16, np.int32) if np.can_cast(plane.dtype, each)), np.float32)
+        plane = plane.astype(kind)
         self.range.take(plane, place)
         if self.array.dtype == np.int16 and not _whole(plane):
             whole, self.array = self.array, np.empty(self.array.shape, dtype=np.float32)
@@ -48,4 +50,6 @@ class Voxels:
 
 def _whole(plane: np.ndarray) -> bool:
     """Whether int16 holds these values, none of which lies below -1024."""
-    return bool(plane.max() <= np.iinfo(np.int16).max and np.array_equal(plane, plane.astype(np.int16)))
+    if plane.max() > np.iinfo(np.int16).max:
+        return False
+    return plane.dtype.kind == "i" or bool(np.array_equal(plane, plane.astype(np.int16)))

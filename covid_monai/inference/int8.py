@@ -24,8 +24,6 @@ from covid_monai.inference.precision import has_bfloat16
 
 __all__ = ["can_quantise", "gains_by_int8", "in_integers", "is_exact", "quantise"]
 
-warnings.filterwarnings("ignore", message="torch.quantize_per_tensor")  # deprecated; there is no other in one pass
-
 FEWEST_CHANNELS = 16
 """Convolutions from or to fewer channels stay: first and last layers take little time, and need precision most."""
 AT_ONCE = 2
@@ -51,10 +49,13 @@ def is_exact() -> bool:
     conv = nn.utils.skip_init(nn.Conv2d, 32, 32, 3, bias=False)
     x = torch.full((1, 32, 3, 3), float(LARGEST_INPUT)).to(memory_format=torch.channels_last)
     conv.weight.fill_(LARGEST_WEIGHT)
-    try:
-        found = _Int8Conv2d(conv, _Inputs(0.0, float(LARGEST_INPUT), 1.0, x.shape))(x)
-    except (AttributeError, RuntimeError):  # this torch has not these operators, or not for this CPU
-        return False
+    with warnings.catch_warnings():
+        # deprecated, of which torch warns once; there is no other in one pass
+        warnings.filterwarnings("ignore", message="torch.quantize_per_tensor")
+        try:
+            found = _Int8Conv2d(conv, _Inputs(0.0, float(LARGEST_INPUT), 1.0, x.shape))(x)
+        except (AttributeError, RuntimeError):  # this torch has not these operators, or not for this CPU
+            return False
     return bool((found == conv.weight[0].numel() * LARGEST_INPUT * LARGEST_WEIGHT).all())  # which float32 holds exactly
 
 

@@ -156,7 +156,9 @@ class UprightSliceInferer(Inferer):
     def enlarge(self, logits: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
         """Logits ``(N, K, *size)`` at the resolution of the body ``(h, w)``."""
         shrinks = shape[0] < self.size[0] or shape[1] < self.size[1]  # else the filter would only cost time
-        return interpolate(logits, size=tuple(shape), mode="bilinear", antialias=shrinks)
+        if not shrinks:
+            logits = logits.contiguous(memory_format=torch.channels_last)  # in which it takes half of the time
+        return interpolate(logits, size=tuple(shape), mode="bilinear", antialias=shrinks).contiguous()
 
 
 def inside(planes: Any, box: Box) -> Any:

@@ -326,6 +326,6 @@ class DicomwebDatastore(_Careful, DICOMWebDatastore):
 
 def _write_copy(scan: CTScan, path: Path) -> None:
     """Write a scan as NIfTI for viewers that do not read DICOM; whole or not at all."""
-    values = scan.volume[0].numpy()
+    values = scan.array
     with replacing(path) as unfinished:
         nib.save(nib.Nifti1Image(values, scan.affine, dtype=values.dtype), unfinished)

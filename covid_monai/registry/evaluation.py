@@ -124,7 +124,7 @@ def evaluate(
 def _lesion_free(paths: Iterable[Path]) -> Iterator[tuple[str, CTScan]]:
     """Name by which it may be recorded, and scan."""
     for number, phantom in enumerate(lesion_free_phantoms(), 1):
-        yield f"phantom {number}", CTScan.from_array(phantom.hu, phantom.affine, SourceFacts("phantom", 1))
+        yield f"phantom {number}", CTScan(phantom.hu, phantom.affine, SourceFacts("phantom", 1))
     for path in paths:
         scan = read_ct(path)
         yield scan_id(scan), scan

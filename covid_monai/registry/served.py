@@ -126,7 +126,7 @@ def scan_of_array(content: bytes, spacing: Sequence[float]) -> CTScan:
         raise ValueError(f"the spacing is {list(spacing)}: give dz, dy and dx in mm, each above 0.")
     dz, dy, dx = lengths
     affine = np.diag([-dx, -dy, dz, 1.0])  # columns to the patient's left, rows to posterior, slices to superior
-    return CTScan.from_array(hu.transpose(2, 1, 0), affine, SourceFacts("array", 1))
+    return CTScan(hu.transpose(2, 1, 0), affine, SourceFacts("array", 1))
 
 
 def _scan(row: Mapping[str, Any]) -> CTScan:

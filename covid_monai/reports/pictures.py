@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -130,7 +131,7 @@ def draw_pictures(analysis: Analysis) -> Pictures:
     )
 
 
-def viewer_frames(analysis: Analysis) -> Iterator[Frame]:
+def viewer_frames(analysis: Analysis) -> list[Frame]:
     """All slices at reduced size, inferior to superior; evenly chosen ones when there are more than 300."""
     _, rows, columns = _box(analysis, areas(analysis.lungs))
     _, dy, dx = analysis.spacing
@@ -138,7 +139,8 @@ def viewer_frames(analysis: Analysis) -> Iterator[Frame]:
     longest = next(size for count, size in FRAME_SIZES if len(chosen) <= count)
     height, width = picture_size(rows, columns, dy, dx, longest)
     palette, transparency = _overlay_palette(analysis.classes)
-    for z in chosen:
+
+    def frame(z: int) -> Frame:
         hu = analysis.hu[z, rows, columns]
         codes = _overlay_codes(
             nearest(analysis.lesions[z, rows, columns], height, width),
@@ -147,7 +149,7 @@ def viewer_frames(analysis: Analysis) -> Iterator[Frame]:
         )
         overlay = Image.fromarray(codes)
         overlay.putpalette(palette)
-        yield Frame(
+        return Frame(
             z,
             jpeg(grey(hu, LUNG_WINDOW, height, width), quality=55),
             jpeg(grey(hu, SOFT_WINDOW, height, width), quality=40),  # of much noise
@@ -155,6 +157,9 @@ def viewer_frames(analysis: Analysis) -> Iterator[Frame]:
             width,
             height,
         )
+
+    with ThreadPoolExecutor() as workers:  # encoding lets others run
+        return list(workers.map(frame, chosen))
 
 
 def _why_axial_only(analysis: Analysis, lungs: Areas) -> str:

@@ -32,16 +32,14 @@ def areas(mask: np.ndarray, code: int | None = None) -> Areas:
         mask: integers or bool.
         code: what to count; everything but 0 when None.
     """
-    slices = np.zeros(mask.shape[0], dtype=np.int64)
-    rows, columns = (np.zeros(size, dtype=np.int64) for size in mask.shape[1:])
+    slices = np.zeros(len(mask), dtype=np.int64)
+    through = np.zeros(mask.shape[1:], dtype=np.uint32)
     for z, plane in enumerate(mask):
         marked = plane != 0 if code is None else plane == code
-        in_row = np.count_nonzero(marked, axis=1)
-        slices[z] = in_row.sum()
+        slices[z] = np.count_nonzero(marked)
         if slices[z]:
-            rows += in_row
-            columns += np.count_nonzero(marked, axis=0)
-    return Areas(slices, rows, columns)
+            through += marked
+    return Areas(slices, *(through.sum(axis=axis, dtype=np.int64) for axis in (1, 0)))
 
 
 def slices_that_matter(lesion_area: np.ndarray, lung_area: np.ndarray, count: int) -> list[int]:

@@ -74,10 +74,10 @@ def write_results(
                 masks = beside.submit(_write_masks, analysis, scan, unfinished)
                 overview = beside.submit(save_overview, analysis, unfinished / "overview.png")
                 pictures = draw_pictures(analysis)
+                pdf = beside.submit(save_pdf, analysis, unfinished / "report.pdf", title, pictures)
                 save_html(analysis, unfinished / "report.html", title, pictures)
-                save_pdf(analysis, unfinished / "report.pdf", title, pictures)
-                masks.result()
-                overview.result()
+                for each in (masks, overview, pdf):
+                    each.result()
             (unfinished / "analysis.json").write_text(json.dumps(analysis.to_dict(), indent=2) + "\n", encoding="utf-8")
             names = [*FILES[:-1], *(_write_dicom(analysis, sources, unfinished) if sources else ()), FILES[-1]]
             (folder / "analysis.json").unlink(missing_ok=True)

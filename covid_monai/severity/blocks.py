@@ -18,9 +18,8 @@ Steps = tuple[int, int, int]
 Spacing = tuple[float, float, float]
 
 
-def block_steps(spacing: Spacing) -> tuple[Steps, Spacing]:
-    """Voxels (Z, H, W) in a block of about `GRID_MM`, `ALONG_MM` across slices, and the spacing of the blocks in mm."""
-    lengths = (ALONG_MM, GRID_MM, GRID_MM)
+def block_steps(spacing: Spacing, lengths: Spacing = (ALONG_MM, GRID_MM, GRID_MM)) -> tuple[Steps, Spacing]:
+    """Voxels (Z, H, W) in a block of about these lengths in mm, and the spacing of the blocks in mm."""
     z, y, x = (max(1, int(most / length + 0.05)) for most, length in zip(lengths, spacing, strict=True))
     return (z, y, x), (spacing[0] * z, spacing[1] * y, spacing[2] * x)
 

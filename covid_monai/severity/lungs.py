@@ -41,6 +41,12 @@ SHIFT_HU = 1024
 DARK_HU = -500.0
 """A scan whose 99th percentile is lower shows no body."""
 
+LOOKED_ALONG_MM = 2 * REACH_ALONG_MM
+"""How far from the lungs' air lesions are looked for. They belong to the lungs up to half as far; what is found beyond
+is warned of, for a lung may be consolidated further down."""
+LOOK_MM = (5.0, 3.0, 3.0)
+"""Distance of the slices, and size of the blocks, of the first look."""
+
 Spacing = tuple[float, float, float]
 
 
@@ -78,17 +84,26 @@ class Lungs:
         return cls(mask, method, lobes, (*warnings, *check_lungs(mask, hu, lesions)), cut_ends(mask))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class LungSearch:
-    """Lungs of a scan as far as they can be found without its lesions.
+    """The lungs of a scan, found in steps: its lesions are looked for beside the second and needed for the third.
 
     Attributes:
-        slices: from the first to the last slice worth looking at: with lung, or near it.
-        finish: gives the lungs for the scan's lesions (Z, H, W), non-zero for lesion.
+        slices: from the first to the last slice worth looking at for lesions: with lung, or near it.
+        finish: gives the lungs for the scan's lesions (Z, H, W), non-zero for lesion; after :meth:`search`.
     """
 
     slices: slice
     finish: Callable[[np.ndarray], Lungs]
+
+    def search(self) -> slice:
+        """Find what can be found without lesions.
+
+        Returns:
+            The slices whose lesions may belong to the lungs: among ``slices``, but where those are from a first look
+            that missed something.
+        """
+        return self.slices
 
 
 class LungFinder(ABC):
@@ -96,7 +111,7 @@ class LungFinder(ABC):
 
     @abstractmethod
     def begin(self, hu: np.ndarray, spacing: Spacing) -> LungSearch:
-        """Search a scan.
+        """Begin to search a scan.
 
         Args:
             hu: (Z, H, W) in Hounsfield units, upright.
@@ -117,7 +132,9 @@ class LungFinder(ABC):
         Raises:
             ValueError: as :meth:`begin`, or ``lesions`` has another shape.
         """
-        return self.begin(hu, spacing).finish(lesions)
+        search = self.begin(hu, spacing)
+        search.search()
+        return search.finish(lesions)
 
 
 class ThresholdLungs(LungFinder):
@@ -125,48 +142,65 @@ class ThresholdLungs(LungFinder):
 
     Air of the lungs, told from air outside, in airways and in bowel (`air_spaces`); right and left (`split_sides`);
     closed towards pleura and mediastinum (`fill_sides`); united with the lesions that belong to them (`with_lesions`).
-    It works on blocks of voxels of about 1.5 mm, of up to 2 mm across slices.
+    It works on blocks of voxels of about 1.5 mm, of up to 2 mm across slices; the first look, on some of the slices, on
+    coarser ones.
     """
 
     def begin(self, hu: np.ndarray, spacing: Spacing) -> LungSearch:
         """See `LungFinder`."""
         check_scan(hu, spacing)
-        steps, grid = block_steps(spacing)
-        blocks = block_means(hu, steps)
-        air, islands, gas = air_spaces(blocks, grid)
-
-        def finish(lesions: np.ndarray) -> Lungs:
-            check_lesions(lesions, hu)
-            if not air.any():
-                mask = np.zeros(hu.shape, dtype=np.uint8)
-                return Lungs(mask, "threshold", warnings=(*check_lungs(mask, hu, lesions), *_why_none(blocks, grid)))
-            found = any_in_blocks(lesions, steps)
-            right = right_half(blocks, found, grid)
-            box = (slice(None), *bounding_box((air | islands | found).any(axis=0), 2 * CLOSING_MM, grid[1:]))
-            spaces = air[box] | islands_in_lesions(islands[box], found[box])
-            sides = fill_sides(split_sides(spaces, right[box]), grid)
-            united = with_lesions(sides, found[box], islands[box], right[box], blocks[box], grid)
-            warnings = added_by_lesions(sides, united)
-            codes = np.zeros(blocks.shape, dtype=np.uint8)
-            codes[box] = fill_sides(united, grid, slices=(united != sides).any(axis=(1, 2)))
-            codes[gas] = 0
-            mask = interpolate_codes(codes, steps, hu.shape)
-            _take_lesions(mask, lesions, codes, steps)
-            return Lungs.checked(mask, "threshold", hu, lesions, warnings=warnings)
-
-        there = np.repeat((air | islands).any(axis=(1, 2)), steps[0])[: len(hu)]
-        return LungSearch(slices_around(there, spacing), finish)
+        return _ThresholdSearch(hu, spacing)
 
 
-def slices_around(there: np.ndarray, spacing: Spacing) -> slice:
-    """Slices where lung is, ``there`` (Z,) bool, and those near it; all where there is none.
+class _ThresholdSearch(LungSearch):
+    """See `ThresholdLungs`."""
 
-    Lesions belong to the lungs up to `REACH_ALONG_MM` beyond their air. Twice as far is looked, for what is found there
-    is warned of: a lung may be consolidated further down.
-    """
+    def __init__(self, hu: np.ndarray, spacing: Spacing) -> None:
+        self.hu, self.spacing = hu, spacing
+        every = max(1, int(LOOK_MM[0] / spacing[0]))
+        steps, grid = block_steps((spacing[0] * every, *spacing[1:]), LOOK_MM)
+        air, islands, _ = air_spaces(block_means(hu[::every], steps), grid)
+        super().__init__(slices_around(_slices_with(air | islands, every, len(hu)), spacing), self._finish)
+
+    def search(self) -> slice:
+        self.steps, self.grid = block_steps(self.spacing)
+        self.blocks = block_means(self.hu, self.steps)
+        self.air, self.islands, self.gas = air_spaces(self.blocks, self.grid)
+        there = _slices_with(self.air | self.islands, self.steps[0], len(self.hu))
+        return slices_around(there, self.spacing, REACH_ALONG_MM)
+
+    def _finish(self, lesions: np.ndarray) -> Lungs:
+        hu, steps, grid = self.hu, self.steps, self.grid
+        blocks, air, islands = self.blocks, self.air, self.islands
+        check_lesions(lesions, hu)
+        if not air.any():
+            mask = np.zeros(hu.shape, dtype=np.uint8)
+            return Lungs(mask, "threshold", warnings=(*check_lungs(mask, hu, lesions), *_why_none(blocks, grid)))
+        found = any_in_blocks(lesions, steps)
+        right = right_half(blocks, found, grid)
+        box = (slice(None), *bounding_box((air | islands | found).any(axis=0), 2 * CLOSING_MM, grid[1:]))
+        spaces = air[box] | islands_in_lesions(islands[box], found[box])
+        sides = fill_sides(split_sides(spaces, right[box]), grid)
+        united = with_lesions(sides, found[box], islands[box], right[box], blocks[box], grid)
+        warnings = added_by_lesions(sides, united)
+        codes = np.zeros(blocks.shape, dtype=np.uint8)
+        codes[box] = fill_sides(united, grid, slices=(united != sides).any(axis=(1, 2)))
+        codes[self.gas] = 0
+        mask = interpolate_codes(codes, steps, hu.shape)
+        _take_lesions(mask, lesions, codes, steps)
+        return Lungs.checked(mask, "threshold", hu, lesions, warnings=warnings)
+
+
+def _slices_with(mask: np.ndarray, step: int, count: int) -> np.ndarray:
+    """Which of so many slices a mask (Z, H, W) is in, whose layers are ``step`` slices apart; bool (count,)."""
+    return np.repeat(mask.any(axis=(1, 2)), step)[:count]
+
+
+def slices_around(there: np.ndarray, spacing: Spacing, reach_mm: float = LOOKED_ALONG_MM) -> slice:
+    """Slices where lung is, ``there`` (Z,) bool, and those up to ``reach_mm`` from it; all where there is none."""
     if not there.any():
         return slice(0, len(there))
-    reach = int(np.ceil(2 * REACH_ALONG_MM / spacing[0]))
+    reach = int(np.ceil(reach_mm / spacing[0]))
     first, last = np.flatnonzero(there)[[0, -1]]
     return slice(max(0, int(first) - reach), min(len(there), int(last) + 1 + reach))
 

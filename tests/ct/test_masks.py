@@ -26,7 +26,7 @@ CODES = (np.arange(120) % 7).reshape(SHAPE).astype(np.uint8)
 
 def scan(affine: np.ndarray = AFFINE) -> CTScan:
     hu = np.arange(120).reshape(SHAPE) * 10 - 1000
-    return CTScan.from_array(hu.astype(np.float32), affine, SourceFacts("NIfTI", 1))
+    return CTScan(hu.astype(np.float32), affine, SourceFacts("NIfTI", 1))
 
 
 def save(path: Path, array: np.ndarray = CODES, affine: np.ndarray = AFFINE) -> Path:
@@ -68,7 +68,7 @@ def test_axes_may_be_in_another_order_or_turned_round(of_scan: tuple, of_mask: t
     nib.save(turned(of_mask), tmp_path / "mask.nii")
     own = turned(of_scan)
     hu = np.asarray(own.dataobj).astype(np.float32) * 100 - 1000
-    ct = CTScan.from_array(hu, own.affine, SourceFacts("NIfTI", 1))
+    ct = CTScan(hu, own.affine, SourceFacts("NIfTI", 1))
     assert np.array_equal(read_mask(tmp_path / "mask.nii", ct), CODES.T)
 
 

@@ -17,7 +17,7 @@ ANY = st.one_of(WHOLE, st.floats(-1024, 1e6, width=32))
 def gather(planes: np.ndarray) -> Voxels:
     voxels = Voxels("scan", planes.shape)
     for number, plane in enumerate(planes):
-        voxels.put(number, plane.copy(), f"slice {number + 1}")
+        voxels.put(number, plane, f"slice {number + 1}")
     return voxels
 
 
@@ -34,6 +34,28 @@ def test_nothing_is_lost_whatever_the_values(planes):
     assert (voxels.range.low, voxels.range.high) == (planes.min(), planes.max())
 
 
+@pytest.mark.parametrize("dtype", ["?", "u1", "i1", "<i2", ">i2", "u2", "i4", "u4", "i8", "f2", ">f4", "f8"])
+def test_planes_of_any_type(dtype):
+    planes = np.array([[[0, 1], [1, 0]]] * 3 if dtype == "?" else [[[0, 7], [100, 127]]] * 3).astype(dtype)
+    given = planes.copy()
+    array = gather(planes).array
+    assert array.dtype == np.int16 and np.array_equal(array, planes)
+    assert np.array_equal(planes, given)
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("u2", 32768), ("i4", 70000), ("u4", 1 << 20), ("i8", 40000)])
+def test_large_whole_numbers_make_all_float32(dtype, value):
+    planes = np.zeros((3, 2, 2), dtype=dtype)
+    planes[1, 1, 0] = value
+    array = gather(planes).array
+    assert array.dtype == np.float32 and np.array_equal(array, planes)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.float32])
+def test_padding_is_raised_in_any_type(dtype):
+    assert (gather(np.full((3, 2, 2), -3024, dtype=dtype)).array == -1024).all()
+
+
 @pytest.mark.parametrize("value", [0.5, 32768.0, 70000.0])
 @pytest.mark.parametrize("number", [0, 2])
 def test_a_value_that_int16_does_not_hold_makes_all_float32(value, number):
@@ -41,11 +63,6 @@ def test_a_value_that_int16_does_not_hold_makes_all_float32(value, number):
     planes[number, 1, 1] = value
     array = gather(planes).array
     assert array.dtype == np.float32 and np.array_equal(array, planes)
-
-
-def test_padding_is_raised():
-    planes = np.full((3, 2, 2), -3024, dtype=np.float32)
-    assert (gather(planes).array == -1024).all()
 
 
 def test_nan_is_refused_by_name():

@@ -67,7 +67,7 @@ def draw(healthy: Phantom, regions: np.ndarray, shares: dict[int, float]) -> tup
         lesions[inside & (depth >= np.quantile(depth[inside], 1 - share))] = 1
     hu[lesions != 0] = LESION_HU
     array = np.ascontiguousarray(hu[:, ::-1, ::-1].T)
-    return CTScan.from_array(array, healthy.affine, SourceFacts("NIfTI", 1)), lesions
+    return CTScan(array, healthy.affine, SourceFacts("NIfTI", 1)), lesions
 
 
 def score(healthy: Phantom, regions: np.ndarray, shares: dict[int, float]) -> Analysis:
@@ -101,7 +101,7 @@ def test_healthy_lungs_score_nothing(healthy: Phantom, regions: np.ndarray):
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.6])
 def test_lungs_and_involved_share_are_those_of_the_phantom(share: float):
     phantom = make_phantom(5, (256, 256, 48), lesions=Lesions(share, 0.4))
-    scan = CTScan.from_array(phantom.hu.astype(np.float32), phantom.affine, SourceFacts("NIfTI", 1))
+    scan = CTScan(phantom.hu.astype(np.float32), phantom.affine, SourceFacts("NIfTI", 1))
     found = analyse(scan, Drawn(upright(phantom.lesions)))
     assert dice(found.lungs, upright(phantom.lungs)) >= 0.97
     for code in (1, 2):
@@ -130,7 +130,7 @@ def test_figures_do_not_depend_on_the_orientation(
     codes: str, drawn: tuple[CTScan, np.ndarray], first: Analysis, tmp_path: Path
 ):
     scan, lesions = drawn
-    image = nib.Nifti1Image(scan.volume[0].numpy().astype(np.int16), scan.affine)
+    image = nib.Nifti1Image(scan.array.astype(np.int16), scan.affine)
     turned = image.as_reoriented(ornt_transform(io_orientation(image.affine), axcodes2ornt(codes)))
     nib.save(turned, tmp_path / "turned.nii.gz")
     found = analyse(read_ct(tmp_path / "turned.nii.gz"), Drawn(lesions))
@@ -151,7 +151,7 @@ def test_scores_hold_when_the_scan_is_resampled(
 ):
     """Within a point of the score, 1 percentage point of the lungs and 3 of a region."""
     scan, lesions = drawn
-    before = scan.volume[0].numpy()
+    before = scan.array
 
     def zoom(array: np.ndarray, order: int) -> np.ndarray:
         return ndimage.zoom(array, 1 / np.asarray(factors), order=order, grid_mode=True, mode="nearest")
@@ -162,7 +162,7 @@ def test_scores_hold_when_the_scan_is_resampled(
     affine[:3, :3] *= scale
     affine[:3, 3] += scan.affine[:3, :3] @ ((scale - 1) / 2)
     resampled = np.ascontiguousarray(upright(zoom(lesions[:, ::-1, ::-1].T, 0)))
-    found = analyse(CTScan.from_array(array, affine, SourceFacts("NIfTI", 1)), Drawn(resampled))
+    found = analyse(CTScan(array, affine, SourceFacts("NIfTI", 1)), Drawn(resampled))
     assert found.severity.ct_ss.score is not None
     assert first.severity.ct_ss.score is not None
     assert abs(found.severity.ct_ss.score - first.severity.ct_ss.score) <= 1
@@ -181,17 +181,17 @@ def nothing_drawn(scan: CTScan) -> Analysis:
 def cropped(healthy: Phantom, keep: slice) -> CTScan:
     affine = healthy.affine.copy()
     affine[2, 3] += affine[2, 2] * (keep.start or 0)
-    return CTScan.from_array(healthy.hu[:, :, keep].astype(np.float32), affine, SourceFacts("NIfTI", 1))
+    return CTScan(healthy.hu[:, :, keep].astype(np.float32), affine, SourceFacts("NIfTI", 1))
 
 
 def one_lung(healthy: Phantom) -> CTScan:
     hu = healthy.hu.astype(np.float32)
     hu[healthy.lungs == 2] = 30
-    return CTScan.from_array(hu, healthy.affine, SourceFacts("NIfTI", 1))
+    return CTScan(hu, healthy.affine, SourceFacts("NIfTI", 1))
 
 
 def constant(healthy: Phantom, value: float) -> CTScan:
-    return CTScan.from_array(np.full(SHAPE, value, dtype=np.float32), healthy.affine, SourceFacts("NIfTI", 1))
+    return CTScan(np.full(SHAPE, value, dtype=np.float32), healthy.affine, SourceFacts("NIfTI", 1))
 
 
 def head(healthy: Phantom) -> CTScan:
@@ -201,7 +201,7 @@ def head(healthy: Phantom) -> CTScan:
     hu = np.where(radius < 1, 900.0, -1000.0)
     hu = np.where(radius < 0.92, 35.0, hu)
     hu = np.where((np.abs(x) < 0.08) & (np.abs(y - 0.35) < 0.1) & (np.abs(z + 0.2) < 0.25), -1000.0, hu)
-    return CTScan.from_array(hu.astype(np.float32), healthy.affine, SourceFacts("NIfTI", 1))
+    return CTScan(hu.astype(np.float32), healthy.affine, SourceFacts("NIfTI", 1))
 
 
 def test_an_air_phantom_has_no_lungs(healthy: Phantom):
@@ -246,7 +246,7 @@ def test_cut_lungs_are_not_scored(healthy: Phantom, keep: slice):
 
 
 def test_values_shifted_by_1024_are_warned_of(healthy: Phantom):
-    scan = CTScan.from_array(healthy.hu.astype(np.float32) + 1024, healthy.affine, SourceFacts("NIfTI", 1))
+    scan = CTScan(healthy.hu.astype(np.float32) + 1024, healthy.affine, SourceFacts("NIfTI", 1))
     found = nothing_drawn(scan)
     assert found.warnings
     assert found.severity.ct_ss.score is None
@@ -258,11 +258,11 @@ def test_metal_and_thick_slices_do_not_move_the_lungs(healthy: Phantom, edit: st
         hu = healthy.hu.astype(np.float32)
         hu[40:44, 20:24, 20:40] = 3071  # in the chest wall
         hu[:, 22, 20:40] -= 150  # a streak through everything
-        found = nothing_drawn(CTScan.from_array(hu, healthy.affine, SourceFacts("NIfTI", 1)))
+        found = nothing_drawn(CTScan(hu, healthy.affine, SourceFacts("NIfTI", 1)))
         truth = upright(healthy.lungs)
     else:
         affine = healthy.affine @ np.diag([1, 1, 2, 1])  # slices of 4.8 mm, 9.6 mm apart
-        scan = CTScan.from_array(healthy.hu[:, :, ::2].astype(np.float32), affine, SourceFacts("NIfTI", 1))
+        scan = CTScan(healthy.hu[:, :, ::2].astype(np.float32), affine, SourceFacts("NIfTI", 1))
         found = nothing_drawn(scan)
         truth = upright(healthy.lungs[:, :, ::2])
     assert dice(found.lungs, truth) > 0.96

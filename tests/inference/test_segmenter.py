@@ -335,8 +335,8 @@ def test_the_mask_does_not_depend_on_the_batch(phantom_folder: Path):
 
 def test_grey_levels_are_brought_to_hu_by_one_line_for_the_scan(phantom_folder: Path):
     hu = read_ct(phantom_folder / "image.nii.gz")
-    grey = np.round(255 * np.asarray(LungWindow()(hu.volume[0].numpy())))
-    scan = CTScan.from_array(grey, hu.affine, SourceFacts("NIfTI", 1), units="grey")
+    grey = np.round(255 * np.asarray(LungWindow()(hu.array)))
+    scan = CTScan(grey, hu.affine, SourceFacts("NIfTI", 1), units="grey")
     slope, intercept = estimate_hu_line(scan.upright().transpose(1, 2, 0)[None])
     np.testing.assert_allclose(upright_hu(scan), slope * scan.upright() + intercept, atol=0.01)
     assert np.array_equal(upright_hu(hu), hu.upright())

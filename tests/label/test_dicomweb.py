@@ -57,7 +57,7 @@ def test_a_series_in_an_archive_gets_the_masks_of_analyse_and_gives_back_a_coded
 
     # what 3D Slicer downloads has the scan's own values
     image = server.ask("GET", "/datastore/image", params={"image": series})
-    np.testing.assert_array_equal(array_of(image.content), read_ct(patients[0] / "dicom").volume[0].numpy())
+    np.testing.assert_array_equal(array_of(image.content), read_ct(patients[0] / "dicom").array)
 
     label = tmp_path / "label.nii.gz"
     label.write_bytes(file)

@@ -38,7 +38,7 @@ def analyses() -> list[Analysis]:
 def scans(analyses: list[Analysis]) -> list[CTScan]:
     """Scans whose own axes run to anterior, inferior and left."""
     turned = (np.ascontiguousarray(np.transpose(each.hu, (1, 0, 2))[::-1, ::-1]) for each in analyses)
-    return [CTScan.from_array(array, own_affine(), SourceFacts("NIfTI", files=1)) for array in turned]
+    return [CTScan(array, own_affine(), SourceFacts("NIfTI", files=1)) for array in turned]
 
 
 def own_affine() -> np.ndarray:

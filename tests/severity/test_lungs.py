@@ -67,6 +67,7 @@ def test_lesions_in_other_slices_would_not_change_the_lungs(spacing: Spacing):
     long = np.concatenate([abdomen, hu, abdomen])
     everywhere = np.concatenate([np.ones(hu.shape, np.uint8)] * 3) * (np.abs(np.tile(mm[2], (3, 1, 1)) - 70) < 20)
     search = find.begin(long, spacing)
+    search.search()
     seen = np.zeros_like(everywhere)
     seen[search.slices] = everywhere[search.slices]
     assert everywhere.sum() > seen.sum()
@@ -77,7 +78,7 @@ def test_lesions_of_another_shape_are_refused():
     hu, lungs, _ = chest()
     for finder in (find, GivenLungs(lungs=lungs)):
         with pytest.raises(ValueError, match="they must lie on one grid"):
-            finder.begin(hu, COARSE).finish(none(hu)[1:])
+            finder(hu, COARSE, none(hu)[1:])
 
 
 def test_vessels_and_dense_parts_within_the_lung_are_lung():
