@@ -142,14 +142,16 @@ def analyse(
         searching = beside.submit(search.search)
 
         def still_searching() -> bool:
-            """Whether a core is needed for the lungs; raise what ended their search."""
-            return not searching.done() or searching.result() is None
+            """Whether the lungs need a core; what ended their search ends the network's pass too."""
+            if searching.done():
+                searching.result()
+            return not searching.done()
 
         prepared.result()
         searched = time.perf_counter()
         levels = segmenter.levels(hu, thresholds, distance, False, progress, search.slices, still_searching)
-        looked, network = search.slices, levels.network
-        if not _covers(looked, searching.result()):
+        looked, wanted, network = search.slices, searching.result(), levels.network
+        if not looked.start <= wanted.start <= wanted.stop <= looked.stop:
             looked = slice(0, len(hu))
             levels = segmenter.levels(hu, thresholds, distance, network=network)
         segmented = time.perf_counter()
@@ -160,10 +162,11 @@ def analyse(
                 segmenter.levels, hu, thresholds, distance, True, progress, looked, measuring.is_set, network
             )
         found = search.finish(levels.codes(threshold))
-        del search  # it holds the scan's blocks, which the rest has no use for
-        lobes = approximate_lobes(found.mask, spacing) if found.lobes is None else found.lobes
-        regions = divide_regions(lobes, spacing)
-        del lobes
+        if found.lobes is None:
+            regions = approximate_lobes(found.mask, spacing)
+            divide_regions(regions, spacing, out=regions)
+        else:
+            regions = divide_regions(found.lobes, spacing)
         lungs_done = time.perf_counter()
         counts, lesions = _counts(levels, regions), levels.codes(threshold)
         del levels
@@ -226,11 +229,6 @@ def analyse(
         regions=regions,
         classes=segmenter.classes,
     )
-
-
-def _covers(looked: slice, wanted: slice) -> bool:
-    """Whether all slices wanted are among those looked at."""
-    return looked.start <= wanted.start and wanted.stop <= looked.stop
 
 
 def _counts(levels: LesionLevels, regions: np.ndarray) -> list[np.ndarray]:

@@ -22,7 +22,7 @@ from covid_monai.datasets.phantom import Phantom, make_phantom, upright
 from covid_monai.inference import FastNetwork, LesionSegmenter, ModelFacts, UprightSliceInferer
 from covid_monai.inference.int8 import is_exact
 from covid_monai.networks import FineInfNet
-from covid_monai.severity import dice
+from covid_monai.severity import LungFinder, LungSearch, ThresholdLungs, dice
 from covid_monai.transforms import LungWindow
 from tests.inference.networks import Band, ClassBands, Constant
 
@@ -171,6 +171,38 @@ def test_lesions_drawn_out_of_the_chest_are_warned_of():
 def test_warnings_of_the_scan_are_handed_on():
     found = analyse(boxed(boxes(), warnings=["Slices are thick."]), segmenter(size=(64, 64)))
     assert found.warnings[0] == "Slices are thick."
+
+
+class Misled(LungFinder):
+    """Its first look finds slices that have no lung, and its search the lungs."""
+
+    def begin(self, hu: np.ndarray, spacing: tuple[float, float, float]) -> LungSearch:
+        search = ThresholdLungs().begin(hu, spacing)
+        search.slices = slice(0, 1)
+        return search
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_what_a_first_look_missed_is_looked_at(ranges: bool):
+    model = segmenter(size=(64, 64))
+    found = analyse(boxed(boxes()), model, Misled(), ranges=ranges)
+    expected = analyse(boxed(boxes()), model, ranges=ranges)
+    assert np.array_equal(found.lesions, expected.lesions)
+    assert (found.severity, found.spread) == (expected.severity, expected.spread)
+
+
+def test_a_search_that_fails_ends_the_analysis():
+    class Failing(LungFinder):
+        def begin(self, hu: np.ndarray, spacing: tuple[float, float, float]) -> LungSearch:
+            search = ThresholdLungs().begin(hu, spacing)
+            search.search = fail  # type: ignore[method-assign]
+            return search
+
+    def fail() -> slice:
+        raise ValueError("no lungs today")
+
+    with pytest.raises(ValueError, match="no lungs today"):
+        analyse(boxed(boxes()), segmenter(size=(64, 64)), Failing())
 
 
 def test_progress_counts_the_slices():

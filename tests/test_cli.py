@@ -143,6 +143,18 @@ def test_predicting_does_not_wait_for_what_only_training_needs():
     assert result.stdout.splitlines()[-1] == "[]"
 
 
+def test_reading_a_scan_imports_nothing_that_is_hidden_meanwhile(phantom_folder: Path):
+    script = (
+        "import sys\n"
+        "from covid_monai.cli.lean import HIDDEN\n"
+        "from covid_monai.ct import read_ct\n"
+        f"for name in ('dicom', 'image.nii.gz'): read_ct({str(phantom_folder)!r} + '/' + name)\n"
+        "print(sorted({'torch', 'monai', *HIDDEN} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
 @pytest.mark.parametrize(
     "words",
     [[], ["analyze"], ["data"], ["analyse", "scan.nii.gz"], ["data", "prepare", "x"], ["compare-masks", "x"]],

@@ -70,7 +70,7 @@ class FastNetwork(nn.Module):
         """
         if self.precision != "float32" or self.device.type != "cpu":
             raise ValueError(f"a network in {self.precision} on {self.device} cannot be quantised: give float32 on cpu")
-        other = copy.deepcopy(self)
+        other = copy.deepcopy(self, {id(weight): weight for weight in self.parameters()})  # which stay as they are
         quantise(other.network, slices.contiguous(memory_format=torch.channels_last))
         return other
 
@@ -82,9 +82,9 @@ class FastNetwork(nn.Module):
 
 
 @torch.no_grad()
-def _folded(network: nn.Module, example: torch.Tensor) -> nn.Module:
+def _folded(whole: nn.Module, example: torch.Tensor) -> nn.Module:
     """A copy with batch normalisation folded into the convolutions before it."""
-    whole, network = copy.deepcopy(network), copy.deepcopy(network)
+    network = copy.deepcopy(whole)
     made_by: dict[int, nn.Conv2d] = {}
     kept: list[torch.Tensor] = []  # alive, so that no id is given twice
     pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
@@ -111,4 +111,6 @@ def _folded(network: nn.Module, example: torch.Tensor) -> nn.Module:
             network.set_submodule(names[conv], fuse_conv_bn_eval(conv, norm))
             network.set_submodule(names[norm], nn.Identity())
     error = (network(example) - expected).abs().max()
-    return network if error <= 1e-3 * expected.abs().max() else whole  # a convolution is read elsewhere too
+    if error <= 1e-3 * expected.abs().max():
+        return network
+    return copy.deepcopy(whole)  # a convolution is read elsewhere too

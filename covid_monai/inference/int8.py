@@ -24,13 +24,15 @@ from covid_monai.inference.precision import has_bfloat16
 
 __all__ = ["can_quantise", "gains_by_int8", "in_integers", "is_exact", "quantise"]
 
-FEWEST_CHANNELS = 16
-"""Convolutions from or to fewer channels stay: first and last layers take little time, and need precision most."""
+FEWEST_CHANNELS = (16, 8)
+"""Convolutions from fewer channels than the first, or to fewer than the second, stay: first and last layers take little
+time, and need precision most."""
 AT_ONCE = 2
 """Slices, for the sake of memory."""
-LONGEST_TAIL = 30.0
+LONGEST_TAIL = 60.0
 """Over the root mean square of a convolution's inputs: where they span more it stays, for the steps would be coarse.
-In our networks one layer of the partial decoder, where features are multiplied, has half of the error of all."""
+In our networks one layer of the partial decoder, where features are multiplied, has half of the error of all; it spans
+128, the next 43."""
 SMALLEST_RANGE = 1e-30
 """Of a layer that is dead on all the slices, and might not be on others, nothing is known."""
 LARGEST_WEIGHT = 127
@@ -127,7 +129,8 @@ def _inputs(network: nn.Module) -> Iterator[dict[nn.Conv2d, _Inputs]]:
 def _is_worth_it(module: nn.Module) -> bool:
     if type(module) is not nn.Conv2d or module.padding_mode != "zeros" or isinstance(module.padding, str):
         return False
-    return module.groups == 1 and min(module.in_channels, module.out_channels) >= FEWEST_CHANNELS
+    fewest_in, fewest_out = FEWEST_CHANNELS
+    return module.groups == 1 and module.in_channels >= fewest_in and module.out_channels >= fewest_out
 
 
 class _Int8Conv2d(nn.Module):

@@ -132,13 +132,19 @@ class _Fitted:
         return codes
 
 
-def divide(labels: np.ndarray, places: Mapping[int, Place], spacing: tuple[float, float, float]) -> np.ndarray:
+def divide(
+    labels: np.ndarray,
+    places: Mapping[int, Place],
+    spacing: tuple[float, float, float],
+    out: np.ndarray | None = None,
+) -> np.ndarray:
     """Cut every place of a mask into its parts.
 
     Args:
         labels: (Z, H, W) integers, upright: 0 or a code of ``places``.
         places: what is cut, by its code in ``labels``; codes that do not occur are passed over.
         spacing: (dz, dy, dx) in mm.
+        out: (Z, H, W) uint8, where to put the codes: zero where ``labels`` is, or ``labels`` itself.
 
     Returns:
         (Z, H, W) uint8, the codes of the parts; zero exactly where ``labels`` is.
@@ -148,10 +154,10 @@ def divide(labels: np.ndarray, places: Mapping[int, Place], spacing: tuple[float
             positive.
     """
     _check(labels, places, spacing)
-    divided = np.zeros(labels.shape, dtype=np.uint8)
+    divided = np.zeros(labels.shape, dtype=np.uint8) if out is None else out
     box = (slice(None), *bounding_box(np.asarray(labels.any(axis=0)), 0, (1, 1)))
     labels, inside = labels[box], divided[box]
-    cutters = {code: cutter for code, place in places.items() if (cutter := _cutter(labels == code, place, spacing))}
+    cutters = {code: cutter for code, place in places.items() if (cutter := _cutter(labels, code, place, spacing))}
     for z, plane in enumerate(labels):
         rows, columns = np.nonzero(plane)
         codes = plane[rows, columns]
@@ -175,16 +181,27 @@ class _Cutter:
         return self.parts((indices - self.mean) * self.scale)
 
 
-def _cutter(mask: np.ndarray, place: Place, spacing: tuple[float, float, float]) -> _Cutter | None:
-    """Coordinates and surfaces of a place, or None where its mask is empty."""
-    voxels = np.flatnonzero(mask)
-    if not len(voxels):
+def _cutter(labels: np.ndarray, code: int, place: Place, spacing: tuple[float, float, float]) -> _Cutter | None:
+    """Coordinates and surfaces of a place, or None where its code does not occur."""
+    voxels = sum(int(np.count_nonzero(plane == code)) for plane in labels)
+    if not voxels:
         return None
-    indices = np.unravel_index(voxels[:: -(-len(voxels) // SAMPLE)], mask.shape)
+    indices = _every(labels, code, -(-voxels // SAMPLE))
     towards = (spacing[0], spacing[1], OUTWARD[place.side] * spacing[2])
     mean = np.array([[x.mean()] for x in indices])
     scale = np.array([[step / _spread(x * abs(step))] for x, step in zip(indices, towards, strict=True)])
-    return _Cutter(mean, scale, _fit(place.cut, (np.stack(indices) - mean) * scale))
+    return _Cutter(mean, scale, _fit(place.cut, (indices - mean) * scale))
+
+
+def _every(labels: np.ndarray, code: int, step: int) -> np.ndarray:
+    """Indices (3, N) of every ``step``-th voxel of a code, in reading order; slice by slice, for the sake of memory."""
+    found, before = [], 0
+    for z, plane in enumerate(labels):
+        voxels = np.flatnonzero(plane == code)
+        rows, columns = np.unravel_index(voxels[-before % step :: step], plane.shape)
+        found.append(np.stack([np.full(rows.shape, z), rows, columns]))
+        before += len(voxels)
+    return np.concatenate(found, axis=1)
 
 
 def _fit(cut: Cut, points: np.ndarray) -> _Fitted:

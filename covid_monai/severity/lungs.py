@@ -90,7 +90,7 @@ class LungSearch:
 
     Attributes:
         slices: from the first to the last slice worth looking at for lesions: with lung, or near it.
-        finish: gives the lungs for the scan's lesions (Z, H, W), non-zero for lesion; after :meth:`search`.
+        finish: gives the lungs for the scan's lesions (Z, H, W), non-zero for lesion; once, after :meth:`search`.
     """
 
     slices: slice
@@ -164,31 +164,40 @@ class _ThresholdSearch(LungSearch):
 
     def search(self) -> slice:
         self.steps, self.grid = block_steps(self.spacing)
-        self.blocks = block_means(self.hu, self.steps)
-        self.air, self.islands, self.gas = air_spaces(self.blocks, self.grid)
-        there = _slices_with(self.air | self.islands, self.steps[0], len(self.hu))
-        return slices_around(there, self.spacing, REACH_ALONG_MM)
+        blocks = block_means(self.hu, self.steps)
+        air, islands, gas = air_spaces(blocks, self.grid)
+        self._found = blocks, air, islands, gas
+        return slices_around(_slices_with(air | islands, self.steps[0], len(self.hu)), self.spacing, REACH_ALONG_MM)
 
     def _finish(self, lesions: np.ndarray) -> Lungs:
-        hu, steps, grid = self.hu, self.steps, self.grid
-        blocks, air, islands = self.blocks, self.air, self.islands
+        hu, steps = self.hu, self.steps
         check_lesions(lesions, hu)
-        if not air.any():
+        codes, warnings = self._united(any_in_blocks(lesions, steps))
+        if codes is None:
             mask = np.zeros(hu.shape, dtype=np.uint8)
-            return Lungs(mask, "threshold", warnings=(*check_lungs(mask, hu, lesions), *_why_none(blocks, grid)))
-        found = any_in_blocks(lesions, steps)
-        right = right_half(blocks, found, grid)
-        box = (slice(None), *bounding_box((air | islands | found).any(axis=0), 2 * CLOSING_MM, grid[1:]))
-        spaces = air[box] | islands_in_lesions(islands[box], found[box])
-        sides = fill_sides(split_sides(spaces, right[box]), grid)
-        united = with_lesions(sides, found[box], islands[box], right[box], blocks[box], grid)
-        warnings = added_by_lesions(sides, united)
-        codes = np.zeros(blocks.shape, dtype=np.uint8)
-        codes[box] = fill_sides(united, grid, slices=(united != sides).any(axis=(1, 2)))
-        codes[self.gas] = 0
+            return Lungs(mask, "threshold", warnings=(*check_lungs(mask, hu, lesions), *warnings))
         mask = interpolate_codes(codes, steps, hu.shape)
         _take_lesions(mask, lesions, codes, steps)
         return Lungs.checked(mask, "threshold", hu, lesions, warnings=warnings)
+
+    def _united(self, lesions: np.ndarray) -> tuple[np.ndarray | None, tuple[str, ...]]:
+        """Codes of the blocks, those of lesions among them, None where there is no lung, and warnings.
+
+        What was found goes with it, for it takes much memory.
+        """
+        blocks, air, islands, gas = self._found
+        del self._found
+        if not air.any():
+            return None, _why_none(blocks, self.grid)
+        right = right_half(blocks, lesions, self.grid)
+        box = (slice(None), *bounding_box((air | islands | lesions).any(axis=0), 2 * CLOSING_MM, self.grid[1:]))
+        spaces = air[box] | islands_in_lesions(islands[box], lesions[box])
+        sides = fill_sides(split_sides(spaces, right[box]), self.grid)
+        united = with_lesions(sides, lesions[box], islands[box], right[box], blocks[box], self.grid)
+        codes = np.zeros(blocks.shape, dtype=np.uint8)
+        codes[box] = fill_sides(united, self.grid, slices=(united != sides).any(axis=(1, 2)))
+        codes[gas] = 0
+        return codes, added_by_lesions(sides, united)
 
 
 def _slices_with(mask: np.ndarray, step: int, count: int) -> np.ndarray:

@@ -60,7 +60,7 @@ _CUTS = {
 _LOBES = {lobe.code: Place(lobe.side, _CUTS[lobe.key]) for lobe in LOBES}
 
 
-def divide_regions(lobes: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
+def divide_regions(lobes: np.ndarray, spacing: tuple[float, float, float], out: np.ndarray | None = None) -> np.ndarray:
     """The twenty regions from the lobes: approximate.
 
     Each lobe is cut in its own coordinates into parts of equal volume (three, two or five), so that scaling, moving or
@@ -70,6 +70,7 @@ def divide_regions(lobes: np.ndarray, spacing: tuple[float, float, float]) -> np
     Args:
         lobes: (Z, H, W) integers, upright: 0 outside, or a code of `anatomy.LOBES`.
         spacing: (dz, dy, dx) in mm; as scaling an axis changes nothing, a guess serves where it is not known.
+        out: (Z, H, W) uint8, where to put the codes: zero where ``lobes`` is, or ``lobes`` itself, to save memory.
 
     Returns:
         (Z, H, W) uint8 codes of `anatomy.REGIONS`, zero exactly where ``lobes`` is.
@@ -77,4 +78,4 @@ def divide_regions(lobes: np.ndarray, spacing: tuple[float, float, float]) -> np
     Raises:
         ValueError: when ``lobes`` is not three-dimensional or no such mask, or a spacing is not positive.
     """
-    return divide(lobes, _LOBES, spacing)
+    return divide(lobes, _LOBES, spacing, out)

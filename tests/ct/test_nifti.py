@@ -219,6 +219,15 @@ def test_mask_file(scan, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["mask.nii.gz"]
 
 
+def test_equal_masks_are_equal_files(scan, tmp_path):
+    files = [tmp_path / "one.nii.gz", tmp_path / "other.nii.gz"]
+    for file in files:
+        write_mask(np.ones(scan.shape, dtype=np.uint8), scan, file)
+    content = files[0].read_bytes()
+    assert content == files[1].read_bytes()
+    assert content[3:8] == bytes(5)  # of gzip: no name, no time
+
+
 def test_uncompressed_boolean_mask(scan, tmp_path):
     write_mask(scan.array > 0, scan, str(tmp_path / "mask.nii"))
     np.testing.assert_array_equal(nib.load(tmp_path / "mask.nii").dataobj, hu() > 0)

@@ -66,12 +66,37 @@ def test_lesions_in_other_slices_would_not_change_the_lungs(spacing: Spacing):
     abdomen = np.where(hu == LUNG, np.float32(TISSUE), hu)
     long = np.concatenate([abdomen, hu, abdomen])
     everywhere = np.concatenate([np.ones(hu.shape, np.uint8)] * 3) * (np.abs(np.tile(mm[2], (3, 1, 1)) - 70) < 20)
-    search = find.begin(long, spacing)
-    search.search()
+    slices = find.begin(long, spacing).slices
     seen = np.zeros_like(everywhere)
-    seen[search.slices] = everywhere[search.slices]
+    seen[slices] = everywhere[slices]
     assert everywhere.sum() > seen.sum()
-    assert np.array_equal(search.finish(everywhere).mask, search.finish(seen).mask)
+    assert np.array_equal(find(long, spacing, everywhere).mask, find(long, spacing, seen).mask)
+
+
+@pytest.mark.parametrize("spacing", [COARSE, (1.0, 4.0, 4.0), (0.6, 6.0, 6.0)])
+def test_lesions_may_belong_to_the_lungs_where_a_first_look_looks(spacing: Spacing):
+    hu, lungs, _ = chest(spacing)
+    abdomen = np.where(hu == LUNG, np.float32(TISSUE), hu)
+    search = find.begin(np.concatenate([abdomen, hu, abdomen]), spacing)
+    looked, wanted = search.slices, search.search()
+    with_lung = np.flatnonzero(lungs.any(axis=(1, 2))) + len(hu)
+    reach = int(np.ceil(REACH_ALONG_MM / spacing[0]))
+    assert wanted.start == pytest.approx(with_lung[0] - reach, abs=1)
+    assert wanted.stop == pytest.approx(with_lung[-1] + 1 + reach, abs=1)
+    assert looked.start < wanted.start
+    assert looked.stop > wanted.stop
+
+
+def test_what_a_first_look_misses_is_found_by_the_search():
+    spacing = (1.0, 4.0, 4.0)
+    hu, lungs, _ = chest(spacing)
+    inside = np.flatnonzero(lungs.any(axis=(1, 2)))
+    middle = hu[inside[len(inside) // 2]]
+    tissue = np.where(middle == LUNG, np.float32(TISSUE), middle)
+    long = np.stack([middle] * 50 + [tissue] * 101 + [middle] * 4 + [tissue] * 45)  # 151 to 154, between two fives
+    search = find.begin(long, spacing)
+    assert search.slices.stop < 151
+    assert search.search().stop > 154
 
 
 def test_lesions_of_another_shape_are_refused():

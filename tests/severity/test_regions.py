@@ -106,6 +106,8 @@ def test_regions_cover_the_lobes_and_stay_in_their_own(lobes: np.ndarray, spacin
     for lobe, codes in IN_LOBE.items():
         assert np.array_equal(np.isin(regions, codes), lobes == lobe)
     assert np.array_equal(regions, divide_regions(lobes, spacing))
+    assert divide_regions(lobes, spacing, out=lobes) is lobes
+    assert np.array_equal(lobes, regions)
 
 
 @settings(max_examples=25, deadline=None)
