@@ -48,9 +48,9 @@ def gains_by_int8() -> bool:
 @torch.no_grad()
 def is_exact() -> bool:
     """Whether products of 8 bits are summed up exactly; without VNNI, or kept from it, they overflow."""
-    conv = nn.utils.skip_init(nn.Conv2d, 32, 32, 3, bias=False)
+    conv = nn.Conv2d(32, 32, 3, bias=False, device="meta")  # draws no random weights
+    conv.weight = nn.Parameter(torch.full(conv.weight.shape, float(LARGEST_WEIGHT), device="cpu"))
     x = torch.full((1, 32, 3, 3), float(LARGEST_INPUT)).to(memory_format=torch.channels_last)
-    conv.weight.fill_(LARGEST_WEIGHT)
     with warnings.catch_warnings():
         # deprecated, of which torch warns once; there is no other in one pass
         warnings.filterwarnings("ignore", message="torch.quantize_per_tensor")
