@@ -142,7 +142,7 @@ def analyse(
         searching = beside.submit(search.search)
 
         def still_searching() -> bool:
-            """Whether the lungs need a core; what ended their search ends the network's pass too."""
+            """Whether the lungs need a core; raise what ended their search."""
             if searching.done():
                 searching.result()
             return not searching.done()
@@ -150,11 +150,12 @@ def analyse(
         prepared.result()
         searched = time.perf_counter()
         levels = segmenter.levels(hu, thresholds, distance, False, progress, search.slices, still_searching)
-        looked, wanted, network = search.slices, searching.result(), levels.network
+        looked, wanted = search.slices, searching.result()
         if not looked.start <= wanted.start <= wanted.stop <= looked.stop:
+            del levels
             looked = slice(0, len(hu))
-            levels = segmenter.levels(hu, thresholds, distance, network=network)
-        segmented = time.perf_counter()
+            levels = segmenter.levels(hu, thresholds, distance)
+        segmented, network = time.perf_counter(), levels.network
         measuring = Event()
         measuring.set()
         if ranges:  # the network sees mirrored slices while the rest is measured, for which a core is spared
@@ -162,6 +163,7 @@ def analyse(
                 segmenter.levels, hu, thresholds, distance, True, progress, looked, measuring.is_set, network
             )
         found = search.finish(levels.codes(threshold))
+        del search  # it holds what the rest has no use for
         if found.lobes is None:
             regions = approximate_lobes(found.mask, spacing)
             divide_regions(regions, spacing, out=regions)

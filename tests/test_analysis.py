@@ -183,9 +183,13 @@ class Misled(LungFinder):
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_what_a_first_look_missed_is_looked_at(ranges: bool):
+def test_what_a_first_look_missed_is_looked_at(ranges: bool, monkeypatch: pytest.MonkeyPatch):
     model = segmenter(size=(64, 64))
+    seen: list[int] = []
+    fitted = model.fitted
+    monkeypatch.setattr(model, "fitted", lambda hu, slabs, box: seen.append(len(slabs)) or fitted(hu, slabs, box))
     found = analyse(boxed(boxes()), model, Misled(), ranges=ranges)
+    assert seen == [1, 12]  # what predicts is fitted to all slices, not to those that it was misled to
     expected = analyse(boxed(boxes()), model, ranges=ranges)
     assert np.array_equal(found.lesions, expected.lesions)
     assert (found.severity, found.spread) == (expected.severity, expected.spread)
@@ -201,8 +205,11 @@ def test_a_search_that_fails_ends_the_analysis():
     def fail() -> slice:
         raise ValueError("no lungs today")
 
+    seen: list[int] = []
+    hu = np.concatenate([boxes()] * 10)
     with pytest.raises(ValueError, match="no lungs today"):
-        analyse(boxed(boxes()), segmenter(size=(64, 64)), Failing())
+        analyse(boxed(hu), segmenter(size=(64, 64)), Failing(), progress=seen.append)
+    assert sum(seen) < len(hu)  # before the network is done
 
 
 def test_progress_counts_the_slices():

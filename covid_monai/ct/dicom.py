@@ -207,6 +207,13 @@ def _unreadable(name: str, why: str) -> UnreadableFile:
 
 def _read_headers(path: Path, files: Sequence[Path]) -> tuple[list[_Slice], list[str]]:
     """Headers of all images among the files, and a warning about what was left out."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's complaints about odd values print them
+        return _read_each_header(path, files)
+
+
+def _read_each_header(path: Path, files: Sequence[Path]) -> tuple[list[_Slice], list[str]]:
+    """See :func:`_read_headers`."""
     images = []
     left_out: Counter[str] = Counter()
     for file in files:
@@ -217,8 +224,7 @@ def _read_headers(path: Path, files: Sequence[Path]) -> tuple[list[_Slice], list
             left_out["not DICOM"] += 1
             continue
         try:
-            with file.open("rb") as stream, warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # pydicom's complaints about odd values print them
+            with file.open("rb") as stream:
                 header = dcmread(stream, stop_before_pixels=True, specific_tags=_TAGS)
                 cut = not stream.read(1) and header.file_meta.TransferSyntaxUID != DeflatedExplicitVRLittleEndian
                 header.decode()
@@ -397,15 +403,15 @@ def _order(slices: Sequence[_Slice]) -> tuple[list[_Slice], float]:
 
 
 def _decode(part: _Slice) -> np.ndarray:
-    """A slice's values (rows, columns) in HU: int32 where the rescale gives whole numbers, else float32."""
+    """A slice's values (rows, columns) in HU: int32 where the slope is 1 and all is whole and small, else float32."""
     try:
         stored = pixel_array(part.file, index=part.frame)
     except Exception as error:  # decoders raise what the damaged bytes lead them to
         raise _unreadable(
             part.name, "has pixel data that cannot be decoded (truncated, encrypted or unsupported)"
         ) from error
-    slope, intercept = (float(part.numbers(f"Rescale{name}", 1)[0]) for name in ("Slope", "Intercept"))
-    if slope == 1 and intercept.is_integer() and stored.dtype.itemsize <= 2:
+    slope, intercept = (float(part.numbers(name, 1)[0]) for name in ("RescaleSlope", "RescaleIntercept"))
+    if slope == 1 and intercept.is_integer() and abs(intercept) < 1 << 24 and stored.dtype.itemsize <= 2:
         return stored.astype(np.int32) + int(intercept)
     return stored.astype(np.float32) * np.float32(slope) + np.float32(intercept)
 

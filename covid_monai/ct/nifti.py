@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from isal import igzip, isal_zlib
 from nibabel.filebasedimages import ImageFileError
 from nibabel.nifti1 import Nifti1Extension
+from nibabel.spatialimages import HeaderDataError
 
 from covid_monai.ct.checks import check_affine, check_depth, check_extent, geometry_warnings
 from covid_monai.ct.faults import CTReadError, MissingGeometry, UnreadableFile, UnsupportedImage
@@ -21,6 +23,11 @@ from covid_monai.ct.voxels import Voxels
 from covid_monai.whole_files import replacing
 
 SUFFIXES = (".nii", ".nii.gz")
+FAULTS: tuple[type[Exception], ...] = (
+    *(ImageFileError, HeaderDataError, OSError, EOFError, ValueError),
+    *(zlib.error, isal_zlib.error),  # type: ignore[assignment]  # of nibabel, which looks at the header first, and of what unpacks the rest
+)
+"""What nibabel and the unpacking raise for damaged files."""
 
 
 def read_nifti(path: Path) -> CTScan:
@@ -53,7 +60,7 @@ def read_nifti(path: Path) -> CTScan:
                 pass
     except CTReadError:
         raise
-    except (ImageFileError, OSError, EOFError, ValueError, isal_zlib.error) as error:  # type: ignore[misc]  # its stub
+    except FAULTS as error:
         raise UnreadableFile(
             f"{path.name} cannot be read as NIfTI (truncated, encrypted or damaged): copy or export it again."
         ) from error

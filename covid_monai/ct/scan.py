@@ -93,6 +93,7 @@ class CTScan:
             array = array.astype(np.float32, copy=False)
         if min(array.strides) < 0:  # which torch does not take
             array = array.copy()
+        affine.setflags(write=False)
         for name, value in (("array", array), ("affine", affine), ("warnings", tuple(self.warnings))):
             object.__setattr__(self, name, value)
 

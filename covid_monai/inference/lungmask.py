@@ -14,6 +14,7 @@ from covid_monai.networks import WeightsError, load_weights
 from covid_monai.severity.lobes import lobes_from_codes
 from covid_monai.severity.lung_checks import added_by_lesions
 from covid_monai.severity.lungs import (
+    FoundLungs,
     LungFinder,
     Lungs,
     LungSearch,
@@ -95,4 +96,4 @@ class LungmaskLungs(LungFinder):
             added = added_by_lesions(found, codes)
             return Lungs.checked(mask, method, hu, lesions, codes if lobar else None, added)
 
-        return LungSearch(slices_around(found.any(axis=(1, 2)), spacing), finish)
+        return FoundLungs(slices_around(found.any(axis=(1, 2)), spacing), finish)

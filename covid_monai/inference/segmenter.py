@@ -251,7 +251,7 @@ class LesionSegmenter:
             progress: called with the number of slices done since the last call, those that are left out included.
             slices: the range of slices to look at, widened to whole slabs; there is no lesion in others.
             sparing: asked for each batch whether to leave a core of the CPU, where there are few but more than one, to
-                what runs beside.
+                what runs beside; what it raises ends the pass.
             network: of the levels of an earlier pass over this scan; else it is :meth:`fitted`.
         """
         ascending = tuple(sorted(set(thresholds)))
@@ -322,7 +322,7 @@ class LesionSegmenter:
                 looks = [partial(look, *part) for part in batch]
                 ready = [part for part in to_settle if all(number in seen for number in slabs.around(*part))]
                 settles = [partial(settle, *to_settle.popleft()) for _ in ready]
-                idle = shares == [1] * len(shares) and sparing()
+                idle = sparing() and shares == [1] * len(shares)
                 begun = _in_lanes(workers, max(1, len(shares) - idle), [*looks, *settles])
                 looked, settled = begun[: len(looks)], begun[len(looks) :]
                 for done in settled:

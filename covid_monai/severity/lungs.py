@@ -26,6 +26,7 @@ from covid_monai.severity.lung_checks import (
 from covid_monai.severity.sides import right_half, split_sides
 
 __all__ = [
+    "FoundLungs",
     "GivenLungs",
     "LungFinder",
     "LungSearch",
@@ -84,17 +85,14 @@ class Lungs:
         return cls(mask, method, lobes, (*warnings, *check_lungs(mask, hu, lesions)), cut_ends(mask))
 
 
-@dataclass(eq=False)
-class LungSearch:
+class LungSearch(ABC):
     """The lungs of a scan, found in steps: its lesions are looked for beside the second and needed for the third.
 
     Attributes:
         slices: from the first to the last slice worth looking at for lesions: with lung, or near it.
-        finish: gives the lungs for the scan's lesions (Z, H, W), non-zero for lesion; once, after :meth:`search`.
     """
 
     slices: slice
-    finish: Callable[[np.ndarray], Lungs]
 
     def search(self) -> slice:
         """Find what can be found without lesions.
@@ -104,6 +102,27 @@ class LungSearch:
             that missed something.
         """
         return self.slices
+
+    @abstractmethod
+    def finish(self, lesions: np.ndarray) -> Lungs:
+        """The lungs for the scan's lesions (Z, H, W), non-zero for lesion; once, after :meth:`search`."""
+
+
+class FoundLungs(LungSearch):
+    """Lungs for which the first step was all it takes without lesions.
+
+    Args:
+        slices: those worth looking at.
+        finish: gives the lungs for lesions (Z, H, W).
+    """
+
+    def __init__(self, slices: slice, finish: Callable[[np.ndarray], Lungs]) -> None:
+        self.slices = slices
+        self._finish = finish
+
+    def finish(self, lesions: np.ndarray) -> Lungs:
+        """See `LungSearch`."""
+        return self._finish(lesions)
 
 
 class LungFinder(ABC):
@@ -157,10 +176,9 @@ class _ThresholdSearch(LungSearch):
 
     def __init__(self, hu: np.ndarray, spacing: Spacing) -> None:
         self.hu, self.spacing = hu, spacing
-        every = max(1, int(LOOK_MM[0] / spacing[0]))
-        steps, grid = block_steps((spacing[0] * every, *spacing[1:]), LOOK_MM)
-        air, islands, _ = air_spaces(block_means(hu[::every], steps), grid)
-        super().__init__(slices_around(_slices_with(air | islands, every, len(hu)), spacing), self._finish)
+        (every, rows, columns), grid = block_steps(spacing, LOOK_MM)
+        air, islands, _ = air_spaces(block_means(hu[::every], (1, rows, columns)), grid)
+        self.slices = slices_around(_slices_with(air | islands, every, len(hu)), spacing)
 
     def search(self) -> slice:
         self.steps, self.grid = block_steps(self.spacing)
@@ -169,7 +187,7 @@ class _ThresholdSearch(LungSearch):
         self._found = blocks, air, islands, gas
         return slices_around(_slices_with(air | islands, self.steps[0], len(self.hu)), self.spacing, REACH_ALONG_MM)
 
-    def _finish(self, lesions: np.ndarray) -> Lungs:
+    def finish(self, lesions: np.ndarray) -> Lungs:
         hu, steps = self.hu, self.steps
         check_lesions(lesions, hu)
         codes, warnings = self._united(any_in_blocks(lesions, steps))
@@ -278,7 +296,7 @@ class GivenLungs(LungFinder):
             check_lesions(lesions, hu)
             return Lungs.checked(mask, method, hu, lesions, self.lobes)
 
-        return LungSearch(slices_around(np.any(mask, axis=(1, 2)), spacing), finish)
+        return FoundLungs(slices_around(np.any(mask, axis=(1, 2)), spacing), finish)
 
 
 def _split(mask: np.ndarray, hu: np.ndarray, spacing: Spacing) -> np.ndarray:

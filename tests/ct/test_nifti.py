@@ -130,6 +130,17 @@ def test_truncated_plain(kept, tmp_path):
         read_ct(path)
 
 
+@pytest.mark.parametrize("place", range(20, 400, 20))
+def test_gzip_with_a_damaged_block(place, tmp_path):
+    values = np.random.default_rng(0).integers(-1000, -990, (16, 15, 14)).astype(np.int16)
+    path = save(tmp_path / "ct.nii.gz", values)
+    data = bytearray(path.read_bytes())
+    data[place] ^= 0x10
+    path.write_bytes(data)
+    with pytest.raises(ct.CTReadError, match=r"ct\.nii\.gz"):
+        read_ct(path)
+
+
 def test_gzip_with_a_wrong_checksum(tmp_path):
     path = save(tmp_path / "ct.nii.gz", hu())
     data = bytearray(gzip.compress(gzip.decompress(path.read_bytes()), compresslevel=0))  # level 0: stored as it is

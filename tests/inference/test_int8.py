@@ -86,8 +86,8 @@ def test_a_layer_without_a_range_stays(doubling: nn.Conv2d, value: float):
 @pytest.mark.parametrize(
     "conv",
     [
-        nn.Conv2d(2, CHANNELS, 3),
-        nn.Conv2d(CHANNELS, 3, 1),
+        nn.Conv2d(15, CHANNELS, 3),
+        nn.Conv2d(CHANNELS, 7, 1),
         nn.Conv2d(CHANNELS, CHANNELS, 3, groups=CHANNELS),
         nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, padding_mode="reflect"),
         nn.Conv2d(CHANNELS, CHANNELS, 3, padding="same"),
@@ -100,6 +100,12 @@ def test_what_gains_little_or_cannot_be_had_stays(conv: nn.Conv2d):
     whole = fast(conv, x).quantised(x)
     assert len(convolutions(whole)) == 1
     assert whole.precision == "float32"
+
+
+@needs_vnni
+def test_eight_channels_from_sixteen_are_enough():
+    x = torch.rand(1, 16, 8, 8)
+    assert fast(nn.Conv2d(16, 8, 3), x).quantised(x).precision == "int8"
 
 
 @needs_vnni
@@ -124,7 +130,7 @@ def test_our_networks_stay_about_the_same_function(network: nn.Module):
     integers = whole.quantised(x)
     assert len(convolutions(integers)) < len(convolutions(whole)) / 2
     expected = whole(x)
-    assert (integers(x) - expected).abs().mean() < 0.2 * expected.std()  # of random weights
+    assert (integers(x) - expected).abs().mean() < 0.25 * expected.std()  # of random weights
     assert all(torch.equal(tensor, before[name]) for name, tensor in whole.state_dict().items())
     shared = {id(weight) for weight in whole.parameters()}
     assert {id(weight) for weight in integers.parameters()} < shared  # none is there twice
@@ -254,6 +260,7 @@ def chest() -> np.ndarray:
 
 
 @needs_vnni
+@pytest.mark.slow
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_lesions_of_the_shipped_model_stay(
     mirrored: bool, gains: None, monkeypatch: pytest.MonkeyPatch, chest: np.ndarray

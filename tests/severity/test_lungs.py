@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import csv
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,8 +75,9 @@ def test_lesions_in_other_slices_would_not_change_the_lungs(spacing: Spacing):
     assert np.array_equal(find(long, spacing, everywhere).mask, find(long, spacing, seen).mask)
 
 
-@pytest.mark.parametrize("spacing", [COARSE, (1.0, 4.0, 4.0), (0.6, 6.0, 6.0)])
-def test_lesions_may_belong_to_the_lungs_where_a_first_look_looks(spacing: Spacing):
+@pytest.mark.parametrize("dz", [0.6, 1.0, 1.68, 2.5, 2.51, 2.55, 4.9, 5.1, 6.0])
+def test_lesions_may_belong_to_the_lungs_where_a_first_look_looks(dz: float):
+    spacing = (dz, 4.0, 4.0)
     hu, lungs, _ = chest(spacing)
     abdomen = np.where(hu == LUNG, np.float32(TISSUE), hu)
     search = find.begin(np.concatenate([abdomen, hu, abdomen]), spacing)
@@ -85,6 +88,20 @@ def test_lesions_may_belong_to_the_lungs_where_a_first_look_looks(spacing: Spaci
     assert wanted.stop == pytest.approx(with_lung[-1] + 1 + reach, abs=1)
     assert looked.start < wanted.start
     assert looked.stop > wanted.stop
+
+
+def test_a_search_that_is_over_holds_no_scan():
+    hu = chest()[0]
+    alive = weakref.ref(hu)
+    gc.disable()
+    try:
+        search = find.begin(hu, COARSE)
+        search.search()
+        search.finish(none(hu))
+        del search, hu
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_what_a_first_look_misses_is_found_by_the_search():
