@@ -6,7 +6,8 @@ from covid_monai.severity.compare import LESION_CODES, Agreement, MaskComparison
 from covid_monai.severity.evaluate import Evaluation, Proportion, evaluate
 from covid_monai.severity.finding import Finding, find_opacities, peripheral_share
 from covid_monai.severity.lobes import approximate_lobes, lobes_from_codes
-from covid_monai.severity.lungs import GivenLungs, LungFinder, Lungs, LungSearch, ThresholdLungs, lung_warnings
+from covid_monai.severity.lung_checks import lung_warnings
+from covid_monai.severity.lungs import GivenLungs, LungFinder, Lungs, LungSearch
 from covid_monai.severity.regions import divide_regions
 from covid_monai.severity.scores import (
     CUT_OFF,
@@ -19,6 +20,7 @@ from covid_monai.severity.scores import (
     severity,
     slice_shares,
 )
+from covid_monai.severity.threshold_lungs import ThresholdLungs
 from covid_monai.severity.uncertainty import THRESHOLDS, Spread, at_thresholds, spread
 
 __all__ = [
