@@ -100,7 +100,9 @@ def fetch_series(
         instances = set()
         with _told(url):
             for number, image in enumerate(client.iter_series(study, series, (("application/dicom", "*"),)), start=1):
-                if image.get("SeriesInstanceUID") != series:
+                if "SeriesInstanceUID" not in image:
+                    raise ExchangeError(f"{url} broke off within an instance: nothing is kept; fetch it again.")
+                if image.SeriesInstanceUID != series:
                     raise ExchangeError(f"{url} sent an instance of another series: nothing is kept.")
                 image.save_as(temporary / f"{number:05}.dcm", enforce_file_format=True)
                 instances.add(image.SOPInstanceUID)

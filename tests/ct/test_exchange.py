@@ -157,6 +157,7 @@ def test_fetch_into_an_empty_folder_from_a_server_that_does_not_count(tmp_path):
         ([series_found(3), multipart(map(encoded, datasets(slices=2)))], "sent 2 of 3 instances .* nothing is kept"),
         ([series_found(), multipart([])], "no DICOMweb"),
         ([series_found(3), multipart(map(encoded, datasets(slices=3, series="1.2.4")))], "of another series"),
+        ([series_found(1), multipart([encoded(datasets(slices=1)[0])[:400]])], "broke off within an instance"),
     ],
 )
 def test_fetch_that_fails_leaves_nothing(answers, message, tmp_path):
