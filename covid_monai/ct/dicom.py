@@ -166,7 +166,9 @@ def read_dicom(path: Path, files: Sequence[Path], series: str | int | None = Non
 
 def find_stack(path: Path, files: Sequence[Path], series: str | int | None = None) -> Stack:
     """The slices that :py:func:`read_dicom` reads, in its order; arguments and errors are those."""
-    images, doubts = _read_headers(path, files)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's complaints about odd values print them
+        images, doubts = _read_headers(path, files)
     chosen, set_aside = _without_localisers(_choose(path, images, series))
     if set_aside:
         doubts.append(f"Localiser images within the series set aside: {set_aside}.")
@@ -207,13 +209,6 @@ def _unreadable(name: str, why: str) -> UnreadableFile:
 
 def _read_headers(path: Path, files: Sequence[Path]) -> tuple[list[_Slice], list[str]]:
     """Headers of all images among the files, and a warning about what was left out."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom's complaints about odd values print them
-        return _read_each_header(path, files)
-
-
-def _read_each_header(path: Path, files: Sequence[Path]) -> tuple[list[_Slice], list[str]]:
-    """See :func:`_read_headers`."""
     images = []
     left_out: Counter[str] = Counter()
     for file in files:

@@ -4,16 +4,15 @@
 from __future__ import annotations
 
 import re
-import zlib
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import inv_ornt_aff, io_orientation
 
 from covid_monai.ct.checks import check_affine
 from covid_monai.ct.faults import ImplausibleValues, UnreadableFile, UnsupportedImage
+from covid_monai.ct.nifti import NIFTI_FAULTS
 from covid_monai.ct.scan import CTScan, upright_view
 
 __all__ = ["names_of_codes", "read_mask", "read_mask_pair"]
@@ -115,7 +114,7 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
         values = np.asanyarray(image.dataobj)
     except UnsupportedImage:
         raise
-    except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
+    except NIFTI_FAULTS as error:
         raise UnreadableFile(
             f"{path.name} cannot be read as NIfTI (missing, truncated or damaged): copy or export it again."
         ) from error

@@ -23,11 +23,11 @@ from covid_monai.ct.voxels import Voxels
 from covid_monai.whole_files import replacing
 
 SUFFIXES = (".nii", ".nii.gz")
-FAULTS: tuple[type[Exception], ...] = (
+NIFTI_FAULTS: tuple[type[Exception], ...] = (
     *(ImageFileError, HeaderDataError, OSError, EOFError, ValueError),
-    *(zlib.error, isal_zlib.error),  # type: ignore[assignment]  # of nibabel, which looks at the header first, and of what unpacks the rest
+    *(zlib.error, isal_zlib.error),  # type: ignore[assignment]
 )
-"""What nibabel and the unpacking raise for damaged files."""
+"""What nibabel, which unpacks by zlib, and ISA-L raise for damaged files."""
 
 
 def read_nifti(path: Path) -> CTScan:
@@ -60,7 +60,7 @@ def read_nifti(path: Path) -> CTScan:
                 pass
     except CTReadError:
         raise
-    except FAULTS as error:
+    except NIFTI_FAULTS as error:
         raise UnreadableFile(
             f"{path.name} cannot be read as NIfTI (truncated, encrypted or damaged): copy or export it again."
         ) from error

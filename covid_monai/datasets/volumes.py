@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import axcodes2ornt, io_orientation
 
 from covid_monai.ct import CTReadError, read_ct
 from covid_monai.ct.checks import ValueRange
+from covid_monai.ct.nifti import NIFTI_FAULTS
 from covid_monai.ct.scan import upright_view
 from covid_monai.datasets.datalist import Item
 from covid_monai.datasets.faults import DatasetError, LayoutError
@@ -48,7 +48,7 @@ def load_nifti(path: Path) -> nib.Nifti1Image:
     """
     try:
         image = nib.Nifti1Image.from_filename(path)
-    except (ImageFileError, OSError, EOFError, ValueError) as error:
+    except NIFTI_FAULTS as error:
         raise DatasetError(f"{path} cannot be read as NIfTI ({error}): is the download complete?") from error
     if len(image.shape) != 3:
         raise DatasetError(f"{path} has shape {image.shape}: expected a volume (X, Y, Z)")
@@ -58,7 +58,7 @@ def load_nifti(path: Path) -> nib.Nifti1Image:
 def _values(image: nib.Nifti1Image, path: Path) -> np.ndarray:
     try:
         return np.asarray(image.dataobj)
-    except (OSError, EOFError, ValueError) as error:
+    except NIFTI_FAULTS as error:
         raise DatasetError(f"{path} cannot be read to its end ({error}): is the download complete?") from error
 
 

@@ -99,6 +99,15 @@ def test_other_grids_are_refused(array: np.ndarray, affine: np.ndarray, how: str
         read_mask(save(tmp_path / "mask.nii", array, affine), scan())
 
 
+def test_a_damaged_header_is_refused(tmp_path: Path):
+    file = save(tmp_path / "mask.nii", np.zeros((6, 5, 4), np.uint8), np.eye(4))
+    data = bytearray(file.read_bytes())
+    data[70] ^= 0x10  # in the code of the voxels' type
+    file.write_bytes(data)
+    with pytest.raises(UnreadableFile, match=r"mask\.nii cannot be read as NIfTI"):
+        read_mask(file, scan())
+
+
 def test_files_that_are_no_mask_are_refused(tmp_path: Path):
     with pytest.raises(UnreadableFile, match=r"gone\.nii cannot be read as NIfTI"):
         read_mask(tmp_path / "gone.nii", scan())
