@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from threading import Event
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -40,9 +40,11 @@ from covid_monai.severity import (
     lung_warnings,
     peripheral_share,
     severity,
+    sides_of_regions,
     slice_shares,
     spread,
 )
+from covid_monai.severity.in_plane import bounding_box, in_slices
 
 __all__ = ["NOTICE", "SCHEMA", "Analysis", "analyse", "method_of", "scan_id"]
 
@@ -66,8 +68,8 @@ class Analysis:
         hu: (Z, H, W) upright slices in HU, int16 or float32.
         spacing: (dz, dy, dx) in mm, nominal where the source gives no lengths.
         lesions: (Z, H, W) uint8: 0 background, and the codes that ``classes`` names; nothing outside the lungs.
-        lungs: (Z, H, W) uint8: 0 outside, 1 right lung, 2 left lung, lesions included.
-        regions: (Z, H, W) uint8: codes of :data:`covid_monai.severity.REGIONS`, which partition the lungs.
+        regions: (Z, H, W) uint8: codes of :data:`covid_monai.severity.REGIONS`, which partition the lungs, lesions
+            included.
         classes: names of the lesion codes from 1 on: lesion, or ground glass and consolidation.
     """
 
@@ -82,9 +84,17 @@ class Analysis:
     hu: np.ndarray
     spacing: tuple[float, float, float]
     lesions: np.ndarray
-    lungs: np.ndarray
     regions: np.ndarray
     classes: tuple[str, ...]
+
+    @property
+    def lungs(self) -> np.ndarray:
+        """(Z, H, W) uint8: 0 outside, 1 right lung, 2 left lung; made of :attr:`regions` when it is asked for."""
+        lungs = np.zeros(self.regions.shape, dtype=np.uint8)  # memory is taken for the rows that are written alone
+        for z, plane in in_slices(self.regions):
+            rows, _ = bounding_box(plane, 0.0, (1.0, 1.0))
+            lungs[z, rows] = sides_of_regions(plane[rows])
+        return lungs
 
     @property
     def lung_slices(self) -> int:
@@ -162,26 +172,23 @@ def analyse(
             mirrored = beside.submit(
                 segmenter.levels, hu, thresholds, distance, True, progress, looked, measuring.is_set, network
             )
-        found = search.finish(levels.codes(threshold))
+        places = _places(search.finish(levels.lesions(threshold)), scan)
         del search  # it holds what the rest has no use for
-        if found.lobes is None:
-            regions = approximate_lobes(found.mask, spacing)
-            divide_regions(regions, spacing, out=regions)
-        else:
-            regions = divide_regions(found.lobes, spacing)
         lungs_done = time.perf_counter()
-        counts, lesions = _counts(levels, regions), levels.codes(threshold)
+        regions = places.regions
+        lung = (slice(None), *bounding_box(np.any(regions, axis=0), 0.0, (1.0, 1.0)))
+        counts = _counts(levels, regions, lung)
+        lesions = levels.into_codes(threshold, regions)
         del levels
-        for plane, lung in zip(lesions, found.mask, strict=True):
-            plane[lung == 0] = 0
-        peripheral = peripheral_share(lesions, found.mask, spacing)
+        shares = slice_shares(lesions[lung], regions[lung])
+        peripheral = peripheral_share(lesions, map(sides_of_regions, regions), spacing)
         measuring.clear()
         counted = time.perf_counter()
         if ranges:
-            counts += _counts(mirrored.result(), regions)
+            counts += _counts(mirrored.result(), regions, lung)
     finished = time.perf_counter()
-    told_apart, assessable = len(segmenter.classes) > 1, _assessable(found, scan)
-    variants = [severity(each, scan.voxel_ml, told_apart, floor or NoiseFloor(), assessable) for each in counts]
+    told_apart = len(segmenter.classes) > 1
+    variants = [severity(each, scan.voxel_ml, told_apart, floor or NoiseFloor(), places.assessable) for each in counts]
     figures = variants[thresholds.index(threshold)]
     ranged = spread(variants, thresholds, mirrored=True) if ranges else None
     record = {
@@ -194,8 +201,7 @@ def analyse(
         },
         "method": {
             **method_of(segmenter),
-            "lungs": found.method,
-            "regions_from": "lungs" if found.lobes is None else "lobes",
+            **places.method,
             "device": segmenter.device.type,
             "precision": network.precision,
         },
@@ -211,32 +217,58 @@ def analyse(
             "mirrored slices": round(finished - counted, 3),  # what was not done beside the rest
         },
     }
-    warnings = (
-        *scan.warnings,
-        *lung_warnings(found, spacing, scan.spacing_known, scan.source.contrast),
-    )
     return Analysis(
         scan_id=identity.result(),
         severity=figures,
         spread=ranged,
         finding=find_opacities(figures, ranged, peripheral),
-        slice_shares=slice_shares(lesions, found.mask),
-        lesion_slices=int(np.any(lesions, axis=(1, 2)).sum()),
-        warnings=warnings,
+        slice_shares=shares,
+        lesion_slices=sum(bool(share) for share in shares),
+        warnings=places.warnings,
         record=record,
         hu=hu,
         spacing=spacing,
         lesions=lesions,
-        lungs=found.mask,
         regions=regions,
         classes=segmenter.classes,
     )
 
 
-def _counts(levels: LesionLevels, regions: np.ndarray) -> list[np.ndarray]:
-    """Voxels by region and lesion code at each threshold, ascending."""
+class _Places(NamedTuple):
+    """Of the lungs what the figures need.
+
+    Attributes:
+        regions: (Z, H, W) codes of the regions.
+        assessable: codes of those that can be scored.
+        method: how lungs and regions were found, for the record.
+        warnings: of the scan and its lungs.
+    """
+
+    regions: np.ndarray
+    assessable: set[int]
+    method: dict[str, str]
+    warnings: tuple[str, ...]
+
+
+def _places(lungs: Lungs, scan: CTScan) -> _Places:
+    """Divide the lungs of a scan; of their mask become lobes, and of these the regions, in the same memory."""
+    spacing = scan.upright_spacing
+    assessable = _assessable(lungs, scan)
+    warnings = (*scan.warnings, *lung_warnings(lungs, spacing, scan.spacing_known, scan.source.contrast))
+    if lungs.lobes is None:
+        regions = approximate_lobes(lungs.mask, spacing, out=lungs.mask)
+        divide_regions(regions, spacing, out=regions)
+    else:
+        regions = divide_regions(lungs.lobes, spacing)
+    source = "lungs" if lungs.lobes is None else "lobes"
+    return _Places(regions, assessable, {"lungs": lungs.method, "regions_from": source}, warnings)
+
+
+def _counts(levels: LesionLevels, regions: np.ndarray, lung: tuple[slice, ...]) -> list[np.ndarray]:
+    """Voxels by region and lesion code at each threshold, ascending, in the box of the lungs."""
     thresholds = len(levels.thresholds)
-    return at_thresholds(count(levels.planes(), regions, 2 * thresholds + 2), thresholds)
+    planes = (plane[lung[1:]] for plane in levels.planes())
+    return at_thresholds(count(planes, regions[lung], 2 * thresholds + 2), thresholds)
 
 
 def method_of(segmenter: LesionSegmenter) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from covid_monai.severity.lungs import (
     slices_around,
     unite_lesions,
 )
+from covid_monai.severity.mask_slices import MaskSlices
 
 __all__ = ["MODELS", "LungmaskLungs"]
 
@@ -84,7 +85,7 @@ class LungmaskLungs(LungFinder):
         method = f"lungmask {self.model_name}"
         found = self.inferer.apply(np.ascontiguousarray(hu, dtype=np.float32))  # upright is its order of axes, LPS
 
-        def finish(lesions: np.ndarray) -> Lungs:
+        def finish(lesions: MaskSlices) -> Lungs:
             """Raise a ValueError when the network put the right lung on the patient's left, as on a mirrored scan."""
             check_lesions(lesions, hu)
             if not found.any():

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,6 +22,8 @@ from covid_monai.inference.fast import FastNetwork
 from covid_monai.inference.slabs import Slabs
 from covid_monai.inference.slice_inferer import Box, UprightSliceInferer, inside
 from covid_monai.networks import WeightsError, load_weights, weights_sha256
+from covid_monai.severity.in_plane import bounding_box
+from covid_monai.severity.mask_slices import Reached
 from covid_monai.transforms import BOX_SLICES, GreyToHU, LesionCodes, LungWindow, lesion_odds
 
 __all__ = ["LesionLevels", "LesionSegmenter", "ModelFacts", "slice_distance", "upright_hu"]
@@ -63,40 +65,57 @@ class LesionLevels:
 
     Attributes:
         thresholds: probabilities from which a pixel is lesion, ascending.
-        values: (N, h, w) uint8, of the slices or slabs that were decided, inside ``box``: twice the number of
-            thresholds that the probability of lesion reaches, plus one where consolidation is more probable than ground
-            glass.
-        standing: (Z,) for each slice of the scan the number of the one in ``values`` that stands for it; -1 for those
-            without lesion that were not looked at.
-        shape: (H, W) of the scan's slices.
-        box: first and end row, and first and end column, of the body; there is no lesion around it.
+        values: (N, H, W) uint8, of the slices or slabs that were decided: twice the number of thresholds that the
+            probability of lesion reaches, plus one where it reaches any and consolidation is more probable than ground
+            glass. The last is empty, and stands for slices without lesion that were not looked at.
+        standing: (Z,) for each slice of the scan the number of the one in ``values`` that stands for it.
         network: what predicted, for further passes over the same scan.
     """
 
     thresholds: tuple[float, ...]
     values: np.ndarray
     standing: np.ndarray
-    shape: tuple[int, int]
-    box: Box
     network: FastNetwork
 
     def planes(self) -> Iterator[np.ndarray]:
-        """(H, W) like ``values``, for every slice of the scan."""
-        for number in self.standing:
-            plane = np.zeros(self.shape, dtype=np.uint8)
-            if number >= 0:
-                inside(plane, self.box)[:] = self.values[number]
-            yield plane
+        """(H, W) like ``values``, for every slice of the scan, not to be changed."""
+        return (self.values[number] for number in self.standing)
+
+    def lesions(self, threshold: float) -> Reached:
+        """Where one of the thresholds is reached, (Z, H, W), without memory of its own."""
+        return Reached(self.values, self._least(threshold), self.standing)
 
     def codes(self, threshold: float) -> np.ndarray:
         """Lesion mask (Z, H, W) uint8 at one of the thresholds, see :attr:`LesionSegmenter.classes`."""
-        first = 2 * (self.thresholds.index(threshold) + 1)
-        codes = np.zeros((len(self.standing), *self.shape), dtype=np.uint8)
-        for plane, number in zip(codes, self.standing, strict=True):
-            if number >= 0:
-                values = self.values[number]
-                inside(plane, self.box)[:] = (values >= first) * (1 + (values & 1))
+        least = self._least(threshold)
+        return np.stack([_codes(plane, least) for plane in self.planes()])
+
+    def into_codes(self, threshold: float, within: Iterable[np.ndarray]) -> np.ndarray:
+        """The mask of :meth:`codes` in the memory of ``values``, of which nothing else can be had any more.
+
+        Args:
+            threshold: of :attr:`thresholds`.
+            within: slices (H, W), Z of them, non-zero where lesion counts.
+
+        Raises:
+            ValueError: the slices have not values of their own: a mirrored pass was made.
+        """
+        if len(self.values) != len(self.standing) + 1:
+            raise ValueError("several slices share their values: ask for codes, which makes a copy.")
+        codes, least = self.values[:-1], self._least(threshold)
+        for plane, place in zip(codes, within, strict=True):
+            if plane.any():
+                plane[:] = _codes(plane, least) * (place != 0)
         return codes
+
+    def _least(self, threshold: float) -> int:
+        """The lowest value that is lesion."""
+        return 2 * (self.thresholds.index(threshold) + 1)
+
+
+def _codes(plane: np.ndarray, least: int) -> np.ndarray:
+    """Codes of a slice of values, of which so much is lesion."""
+    return (plane >= least) * (1 + (plane & 1))
 
 
 class LesionSegmenter:
@@ -260,20 +279,21 @@ class LesionSegmenter:
         def decide(logits: torch.Tensor) -> torch.Tensor:
             odds, dense = lesion_odds(logits, 1)
             reached = sum((odds >= limit).byte() for limit in limits)
-            return 2 * reached + dense.byte()
+            return 2 * reached + (dense & (odds >= limits[0])).byte()
 
         slabs = self.inferer.slabs(slices.indices(len(hu))[:2], len(hu), distance, every_slice=not mirrored)
         if progress is not None and (left_out := int((slabs.standing < 0).sum())):
             progress(left_out)
         box = self._box(hu)
-        values = np.empty((slabs.standing.max() + 1, *(end - start for start, end in box)), dtype=np.uint8)
+        slots = len(slabs) if mirrored else len(hu)
+        values = np.zeros((slots + 1, *hu.shape[1:]), dtype=np.uint8)  # what is not looked at takes no memory
         fitted = self.fitted(hu, slabs, box) if network is None else network
 
         def mirror(batch: torch.Tensor) -> torch.Tensor:
             return fitted(batch.flip(-1)).flip(-1)
 
-        self._decide(hu, slabs, box, decide, mirror if mirrored else fitted, values, progress, sparing)
-        return LesionLevels(ascending, values, slabs.standing, hu.shape[1:], box, fitted)
+        self._decide(hu, slabs, box, decide, mirror if mirrored else fitted, inside(values, box), progress, sparing)
+        return LesionLevels(ascending, values, np.where(slabs.standing < 0, slots, slabs.standing), fitted)
 
     def prepare(self) -> None:
         """Make ready for the first scan; else its first slices wait for that."""
@@ -294,7 +314,7 @@ class LesionSegmenter:
         progress: Callable[[int], Any] | None,
         sparing: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Write into ``decided`` (N, h, w) what ``decide`` gives for the rows of logits inside the body's box."""
+        """Write into ``decided`` (N, h, w), which is empty, what ``decide`` gives for the logits in the body's box."""
         seen: dict[int, torch.Tensor] = {}
 
         @torch.inference_mode()
@@ -308,8 +328,10 @@ class LesionSegmenter:
             at_once = stop - start  # a slab may have many slices, and these are large
             pieces = slabs.smooth(around, start, stop).split(at_once)
             for row, logits in zip(range(0, len(rows), at_once), pieces, strict=True):
-                codes = decide(self.inferer.enlarge(logits, rows.shape[1:]))[:, 0]
-                rows[row : row + at_once] = codes.cpu().numpy()
+                codes = decide(self.inferer.enlarge(logits, rows.shape[1:]))[:, 0].cpu().numpy()
+                for plane, found in zip(rows[row : row + at_once], codes, strict=True):
+                    there, _ = bounding_box(found, 0.0, (1.0, 1.0))
+                    plane[there] = found[there]  # lines that are not written take no memory
             span = slabs.span(start, stop)
             return span.stop - span.start
 

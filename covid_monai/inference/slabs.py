@@ -31,7 +31,8 @@ class Slabs:
 
     Attributes:
         slabs: the slices of each, ascending and without a gap.
-        standing: (count,) for each slice of the scan the row of logits that is its own; -1 outside the part.
+        standing: (count,) for each slice of the scan the row of logits that is its own, its number where each has one;
+            -1 outside the part.
 
     Raises:
         ValueError: if a length is not positive and finite.
@@ -55,7 +56,7 @@ class Slabs:
         self.slabs = [slice(start, min(start + every, count)) for start in starts]
         self.standing = np.full(count, -1)
         for number, slab in enumerate(self.slabs):
-            self.standing[slab] = np.arange(slab.start, slab.stop) - starts.start if every_slice else number
+            self.standing[slab] = np.arange(slab.start, slab.stop) if every_slice else number
         self._middles = np.array([(slab.start + slab.stop - 1) / 2 for slab in self.slabs])
         self._every_slice = every_slice
         self._scale = None if distance is None or smoothing is None else distance / smoothing

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -78,10 +79,10 @@ def draw_rows(interval: Interval, earlier: Analysis, later: Analysis) -> tuple[R
         earlier: the earlier analysis.
         later: the later analysis, on whose grid everything is drawn.
     """
-    new, resolved = (areas(interval.change, code) for code in (2, 3))
+    new, resolved = (areas(interval.change, partial(np.equal, code)) for code in (2, 3))
     slices = largest_of_each_run(new.slices + resolved.slices, AXIAL)
     if not slices:
-        slices = slices_that_matter(areas(later.lesions).slices, areas(later.lungs).slices, AXIAL)
+        slices = slices_that_matter(areas(later.lesions).slices, areas(later.regions).slices, AXIAL)
     rows = largest_of_each_run(new.rows + resolved.rows, CORONAL)
     planes = [_axial(interval, earlier, later, z) for z in sorted(slices, reverse=True)]
     planes += [_coronal(interval, earlier, later, y) for y in rows]
@@ -122,7 +123,7 @@ def _plane(
         ndimage.map_coordinates(earlier.lesions, positions, order=0),
         later.hu[where],
         later.lesions[where],
-        later.lungs[where],
+        later.regions[where],
         interval.change[where],
     )
 

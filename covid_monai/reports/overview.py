@@ -30,7 +30,7 @@ def save_overview(analysis: Analysis, path: str | os.PathLike) -> None:
         analysis: what to draw.
         path: file to write.
     """
-    lesions, lungs = areas(analysis.lesions), areas(analysis.lungs)
+    lesions, lungs = areas(analysis.lesions), areas(analysis.regions)
     box = box_around(lungs, (0, MARGIN, MARGIN))[1:]
     chosen = slices_that_matter(lesions.slices, lungs.slices, MOST)
     rows, columns = math.ceil(len(chosen) / COLUMNS), min(len(chosen), COLUMNS)
@@ -40,7 +40,7 @@ def save_overview(analysis: Analysis, path: str | os.PathLike) -> None:
     for number, z in enumerate(chosen, start=1):
         axes = figure.add_subplot(rows, columns, number)
         axes.set_axis_off()
-        hu, lesion, lung = (volume[z][box] for volume in (analysis.hu, analysis.lesions, analysis.lungs))
+        hu, lesion, lung = (volume[z][box] for volume in (analysis.hu, analysis.lesions, analysis.regions))
         size = round(PANEL_PIXELS * height / width), PANEL_PIXELS
         axes.imshow(outlined(hu, lesion, lung, analysis.classes, *size, FILL), interpolation="nearest")
         axes.set_title(f"slice {z + 1} of {len(analysis.hu)}", color="white", fontsize=9, pad=3)

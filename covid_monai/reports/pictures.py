@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from covid_monai.analysis import Analysis
 from covid_monai.reports.planes import Areas, areas, box_around, slices_that_matter, spread_over_lung
 from covid_monai.reports.wording import percent
+from covid_monai.severity import sides_of_regions
 from covid_monai.severity.anatomy import RIGHT_LUNG
 
 __all__ = [
@@ -110,14 +111,14 @@ class Frame:
 
 def draw_pictures(analysis: Analysis) -> Pictures:
     """Draw the planes that matter, one by one, so that no copy of the scan is made."""
-    lesions, lungs = areas(analysis.lesions), areas(analysis.lungs)
+    lesions, lungs = areas(analysis.lesions), areas(analysis.regions)
     box = _box(analysis, lungs)
     axial = tuple(_axial(analysis, z, box) for z in slices_that_matter(lesions.slices, lungs.slices, KEY_SLICES))
     missing = _why_axial_only(analysis, lungs)
     if missing:
         return Pictures(axial, (), (), missing)
     rows = spread_over_lung(lesions.rows, lungs.rows, CORONAL)
-    right = areas(analysis.lungs, RIGHT_LUNG.code).columns
+    right = areas(analysis.regions, lambda plane: sides_of_regions(plane) == RIGHT_LUNG.code).columns
     columns = [
         (side, x)
         for side, lung in (("right", right), ("left", lungs.columns - right))
@@ -133,7 +134,7 @@ def draw_pictures(analysis: Analysis) -> Pictures:
 
 def viewer_frames(analysis: Analysis) -> list[Frame]:
     """All slices at reduced size, inferior to superior; evenly chosen ones when there are more than 300."""
-    _, rows, columns = _box(analysis, areas(analysis.lungs))
+    _, rows, columns = _box(analysis, areas(analysis.regions))
     _, dy, dx = analysis.spacing
     chosen = range(0, len(analysis.hu), -(-len(analysis.hu) // MOST_FRAMES))
     longest = next(size for count, size in FRAME_SIZES if len(chosen) <= count)
@@ -144,7 +145,7 @@ def viewer_frames(analysis: Analysis) -> list[Frame]:
         hu = analysis.hu[z, rows, columns]
         codes = _overlay_codes(
             nearest(analysis.lesions[z, rows, columns], height, width),
-            nearest(analysis.lungs[z, rows, columns], height, width),
+            nearest(analysis.regions[z, rows, columns], height, width),
             len(analysis.classes),
         )
         overlay = Image.fromarray(codes)
@@ -202,7 +203,7 @@ def _picture(
     caption: str,
 ) -> Picture:
     """One plane through the lung window with lesions and lungs outlined, superior up where it is not axial."""
-    hu, lesions, lungs = (volume[plane] for volume in (analysis.hu, analysis.lesions, analysis.lungs))
+    hu, lesions, lungs = (volume[plane] for volume in (analysis.hu, analysis.lesions, analysis.regions))
     if isinstance(plane[0], slice):
         hu, lesions, lungs = hu[::-1], lesions[::-1], lungs[::-1]
     height, width = picture_size(slice(0, hu.shape[0]), slice(0, hu.shape[1]), *spacing, LONGEST)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,17 +26,17 @@ class Areas:
     columns: np.ndarray
 
 
-def areas(mask: np.ndarray, code: int | None = None) -> Areas:
+def areas(mask: np.ndarray, where: Callable[[np.ndarray], np.ndarray] = lambda plane: plane != 0) -> Areas:
     """Count a mask (Z, H, W) plane by plane, without a copy of the whole.
 
     Args:
         mask: integers or bool.
-        code: what to count; everything but 0 when None.
+        where: which pixels of a slice (H, W) to count, bool; by default all that are not 0.
     """
     slices = np.zeros(len(mask), dtype=np.int64)
     through = np.zeros(mask.shape[1:], dtype=np.uint32)
     for z, plane in enumerate(mask):
-        marked = plane != 0 if code is None else plane == code
+        marked = where(plane)
         slices[z] = np.count_nonzero(marked)
         if slices[z]:
             through += marked

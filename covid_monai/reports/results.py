@@ -101,12 +101,12 @@ def check_results(folder: Path, scan_id: str) -> None:
 
 def _write_masks(analysis: Analysis, scan: CTScan, folder: Path) -> None:
     labels = {
-        "lesions": (analysis.lesions, dict(enumerate(analysis.classes, start=1))),
-        "lungs": (analysis.lungs, {side.code: side.name for side in SIDES}),
-        "regions": (analysis.regions, {region.code: f"{region.name} (approximate)" for region in REGIONS}),
+        "lesions": dict(enumerate(analysis.classes, start=1)),
+        "lungs": {side.code: side.name for side in SIDES},
+        "regions": {region.code: f"{region.name} (approximate)" for region in REGIONS},
     }
-    for name, (mask, names) in labels.items():
-        write_mask(scan.from_upright(mask), scan, folder / f"{name}.nii.gz", names)
+    for name, names in labels.items():
+        write_mask(scan.from_upright(getattr(analysis, name)), scan, folder / f"{name}.nii.gz", names)
 
 
 def _write_dicom(analysis: Analysis, sources: Sequence[Dataset], folder: Path) -> list[str]:

@@ -8,7 +8,7 @@ from covid_monai.severity.finding import Finding, find_opacities, peripheral_sha
 from covid_monai.severity.lobes import approximate_lobes, lobes_from_codes
 from covid_monai.severity.lung_checks import lung_warnings
 from covid_monai.severity.lungs import GivenLungs, LungFinder, Lungs, LungSearch
-from covid_monai.severity.regions import divide_regions
+from covid_monai.severity.regions import divide_regions, sides_of_regions
 from covid_monai.severity.scores import (
     CUT_OFF,
     CUT_OFF_SOURCE,
@@ -58,6 +58,7 @@ __all__ = [
     "lung_warnings",
     "peripheral_share",
     "severity",
+    "sides_of_regions",
     "slice_shares",
     "spread",
 ]

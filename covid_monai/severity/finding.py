@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Literal
 
 import numpy as np
@@ -99,7 +101,7 @@ def find_opacities(
 
 
 def peripheral_share(
-    lesions: np.ndarray, lungs: np.ndarray, spacing: tuple[float, float, float], outer: float = OUTER
+    lesions: np.ndarray, lungs: Iterable[np.ndarray], spacing: tuple[float, float, float], outer: float = OUTER
 ) -> float | None:
     """Share of the lesions in the outer part of the lungs.
 
@@ -109,7 +111,7 @@ def peripheral_share(
 
     Args:
         lesions: (Z, H, W) upright, non-zero for lesion; what lies outside the lungs is not counted.
-        lungs: (Z, H, W) with 1 in the right and 2 in the left lung.
+        lungs: slices, Z of them, (H, W) with 1 in the right and 2 in the left lung.
         spacing: (dz, dy, dx) in mm; only the ratio of dy to dx matters, apart from rounding to a grid of 3 mm.
         outer: share of the lung's area on each slice, between 0 and 1.
 
@@ -119,15 +121,20 @@ def peripheral_share(
     Raises:
         ValueError: when the two are not on one grid, or the spacing or ``outer`` is out of range.
     """
-    if lesions.ndim != 3 or lesions.shape != lungs.shape or min(spacing) <= 0 or not 0 < outer < 1:
+    if lesions.ndim != 3 or min(spacing) <= 0 or not 0 < outer < 1:
         raise ValueError(
-            f"got lesions of shape {lesions.shape}, lungs of shape {lungs.shape}, a spacing of {tuple(spacing)} mm and "
-            f"an outer part of {outer}: give two (Z, H, W) on one grid, positive lengths and a share between 0 and 1."
+            f"got lesions of shape {lesions.shape}, a spacing of {tuple(spacing)} mm and an outer part of {outer}: "
+            "give (Z, H, W), positive lengths and a share between 0 and 1."
         )
     step = max(1, int(GRID_MM / max(spacing[1:])))
     cell = (spacing[1] * step, spacing[2] * step)
     total = peripheral = 0
-    for lesion, lung in zip(lesions, lungs, strict=True):
+    for lesion, lung in zip_longest(lesions, lungs, fillvalue=np.empty(())):
+        if lesion.shape != lung.shape:
+            raise ValueError(
+                f"a slice of the lesions has shape {lesion.shape} and one of the lungs {lung.shape}: give both as "
+                "(Z, H, W) on one grid."
+            )
         if not lesion.any():
             continue
         for side, towards_medial in zip(SIDES, (slice(None), slice(None, None, -1)), strict=True):

@@ -344,7 +344,7 @@ def _check(examinations: Sequence[Examination]) -> None:
         found = " and ".join(sorted(" + ".join(names) for names in classes))
         raise ValueError(f"the scans' lesions have different classes ({found}): analyse all with one model.")
     for number, examination in enumerate(examinations, start=1):
-        if not examination.lungs.any():
+        if not examination.regions.any():
             raise RegistrationError(f"no lung was found in scan {number}: scans are registered by their lungs.")
 
 

@@ -74,7 +74,9 @@ def _lungs() -> dict[int, Place]:
 _LUNGS = _lungs()
 
 
-def approximate_lobes(lungs: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
+def approximate_lobes(
+    lungs: np.ndarray, spacing: tuple[float, float, float], out: np.ndarray | None = None
+) -> np.ndarray:
     """Lobes from the lungs alone, by geometric fissures: approximate.
 
     Each lung is cut in its own coordinates, so that scaling, moving or resampling it changes nothing but voxels at the
@@ -84,6 +86,7 @@ def approximate_lobes(lungs: np.ndarray, spacing: tuple[float, float, float]) ->
     Args:
         lungs: (Z, H, W) integers, upright: 0 outside, 1 right lung, 2 left lung.
         spacing: (dz, dy, dx) in mm; as scaling an axis changes nothing, a guess serves where it is not known.
+        out: (Z, H, W) uint8, where to put the codes: zero where ``lungs`` is, or ``lungs`` itself, to save memory.
 
     Returns:
         (Z, H, W) uint8 codes of `anatomy.LOBES`, zero exactly where ``lungs`` is.
@@ -91,7 +94,7 @@ def approximate_lobes(lungs: np.ndarray, spacing: tuple[float, float, float]) ->
     Raises:
         ValueError: when ``lungs`` is not three-dimensional or no such mask, or a spacing is not positive.
     """
-    return divide(lungs, _LUNGS, spacing)
+    return divide(lungs, _LUNGS, spacing, out)
 
 
 def lobes_from_codes(array: np.ndarray) -> np.ndarray:

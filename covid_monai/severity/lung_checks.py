@@ -10,6 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from covid_monai.severity.anatomy import SIDES
+from covid_monai.severity.mask_slices import MaskSlices
 
 if TYPE_CHECKING:
     from covid_monai.severity.lungs import Lungs
@@ -73,7 +74,7 @@ def cut_ends(mask: np.ndarray) -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
-def check_lungs(mask: np.ndarray, hu: np.ndarray, lesions: np.ndarray) -> tuple[str, ...]:
+def check_lungs(mask: np.ndarray, hu: np.ndarray, lesions: MaskSlices) -> tuple[str, ...]:
     """What the scan and the lesions say about a lung mask, one sentence each.
 
     Args:
@@ -97,9 +98,11 @@ def added_by_lesions(before: np.ndarray, after: np.ndarray) -> tuple[str, ...]:
     )
 
 
-def _lesions_outside(mask: np.ndarray, lesions: np.ndarray) -> Iterator[str]:
-    total = int(np.count_nonzero(lesions))
-    outside = total - sum(int(np.count_nonzero(plane[lung != 0])) for plane, lung in zip(lesions, mask, strict=True))
+def _lesions_outside(mask: np.ndarray, lesions: MaskSlices) -> Iterator[str]:
+    total = outside = 0
+    for plane, lung in zip(lesions, mask, strict=True):
+        total += int(np.count_nonzero(plane))
+        outside += int(np.count_nonzero(plane[lung == 0]))
     if outside > LESION_OUTSIDE * total:
         yield (
             f"{100 * outside / total:.0f} % of the lesion volume lies outside the lungs and is left out: lesion drawn "

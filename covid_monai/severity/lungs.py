@@ -14,6 +14,7 @@ from covid_monai.severity.blocks import any_in_blocks, block_means, block_steps,
 from covid_monai.severity.filling import REACH_ALONG_MM, with_lesions
 from covid_monai.severity.lobes import lobes_from_codes
 from covid_monai.severity.lung_checks import check_lungs, cut_ends
+from covid_monai.severity.mask_slices import MaskSlices
 from covid_monai.severity.sides import right_half, split_sides
 
 __all__ = [
@@ -60,7 +61,7 @@ class Lungs:
         mask: np.ndarray,
         method: str,
         hu: np.ndarray,
-        lesions: np.ndarray,
+        lesions: MaskSlices,
         lobes: np.ndarray | None = None,
         warnings: tuple[str, ...] = (),
     ) -> Lungs:
@@ -87,8 +88,8 @@ class LungSearch(ABC):
         return self.slices
 
     @abstractmethod
-    def finish(self, lesions: np.ndarray) -> Lungs:
-        """The lungs for the scan's lesions (Z, H, W), non-zero for lesion; once, after :meth:`search`."""
+    def finish(self, lesions: MaskSlices) -> Lungs:
+        """The lungs, a mask of the caller's own, for the scan's lesions (Z, H, W); once, after :meth:`search`."""
 
 
 class FoundLungs(LungSearch):
@@ -99,11 +100,11 @@ class FoundLungs(LungSearch):
         finish: gives the lungs for lesions (Z, H, W).
     """
 
-    def __init__(self, slices: slice, finish: Callable[[np.ndarray], Lungs]) -> None:
+    def __init__(self, slices: slice, finish: Callable[[MaskSlices], Lungs]) -> None:
         self.slices = slices
         self._finish = finish
 
-    def finish(self, lesions: np.ndarray) -> Lungs:
+    def finish(self, lesions: MaskSlices) -> Lungs:
         """See `LungSearch`."""
         return self._finish(lesions)
 
@@ -123,7 +124,7 @@ class LungFinder(ABC):
             ValueError: ``hu`` is not (Z, H, W), or a spacing is not positive.
         """
 
-    def __call__(self, hu: np.ndarray, spacing: Spacing, lesions: np.ndarray) -> Lungs:
+    def __call__(self, hu: np.ndarray, spacing: Spacing, lesions: MaskSlices) -> Lungs:
         """Find the lungs.
 
         Args:
@@ -201,7 +202,7 @@ class GivenLungs(LungFinder):
             mask, method = self.mask.astype(np.uint8), "given lungs"
         check_sides(mask, "the lung mask")
 
-        def finish(lesions: np.ndarray) -> Lungs:
+        def finish(lesions: MaskSlices) -> Lungs:
             check_lesions(lesions, hu)
             return Lungs.checked(mask, method, hu, lesions, self.lobes)
 
@@ -254,7 +255,7 @@ def sides_of_lobes(lobes: np.ndarray) -> np.ndarray:
     return table[lobes]
 
 
-def unite_lesions(codes: np.ndarray, lesions: np.ndarray, hu: np.ndarray, spacing: Spacing) -> np.ndarray:
+def unite_lesions(codes: np.ndarray, lesions: MaskSlices, hu: np.ndarray, spacing: Spacing) -> np.ndarray:
     """Lungs or lobes with the lesions that belong to them, see `with_lesions`.
 
     Args:
@@ -276,7 +277,7 @@ def unite_lesions(codes: np.ndarray, lesions: np.ndarray, hu: np.ndarray, spacin
     return whole
 
 
-def take_lesions(mask: np.ndarray, lesions: np.ndarray, blocks: np.ndarray, steps: tuple[int, int, int]) -> None:
+def take_lesions(mask: np.ndarray, lesions: MaskSlices, blocks: np.ndarray, steps: tuple[int, int, int]) -> None:
     """Give lesion voxels outside ``mask`` the code of their block, in place."""
     for z, (plane, lesion) in enumerate(zip(mask, lesions, strict=True)):
         missed = (lesion != 0) & (plane == 0)
@@ -294,7 +295,7 @@ def check_scan(hu: np.ndarray, spacing: Spacing) -> None:
         raise ValueError(f"expected (Z, H, W) and positive spacing in mm, got shape {hu.shape} and spacing {spacing}.")
 
 
-def check_lesions(lesions: np.ndarray, hu: np.ndarray) -> None:
+def check_lesions(lesions: MaskSlices, hu: np.ndarray) -> None:
     """Refuse lesions of another shape than their scan.
 
     Raises:

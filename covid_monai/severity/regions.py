@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from covid_monai.severity.anatomy import LOBES, REGIONS
+from covid_monai.severity.anatomy import LOBES, REGIONS, RIGHT_LUNG
 from covid_monai.severity.cuts import Cut, Place, Plane, Sectors, divide
 
-__all__ = ["divide_regions"]
+__all__ = ["divide_regions", "sides_of_regions"]
 
 TOP = Plane(height=1.0, lateral=-0.2)
 """The apical region is the top of an upper lobe, and reaches lower near the mediastinum."""
@@ -57,6 +57,7 @@ _CUTS = {
     ),
     "left_lower_lobe": _basal("left"),
 }
+_LAST_RIGHT = max(region.code for region in REGIONS if region.side == RIGHT_LUNG.key)
 _LOBES = {lobe.code: Place(lobe.side, _CUTS[lobe.key]) for lobe in LOBES}
 
 
@@ -79,3 +80,8 @@ def divide_regions(lobes: np.ndarray, spacing: tuple[float, float, float], out: 
         ValueError: when ``lobes`` is not three-dimensional or no such mask, or a spacing is not positive.
     """
     return divide(lobes, _LOBES, spacing, out)
+
+
+def sides_of_regions(regions: np.ndarray) -> np.ndarray:
+    """Lungs, uint8 codes of `anatomy.SIDES`, of codes of `anatomy.REGIONS` in an array of any shape."""
+    return (regions > 0).view(np.uint8) + (regions > _LAST_RIGHT).view(np.uint8)  # those of the right lung come first

@@ -245,12 +245,13 @@ def _shape(array: np.ndarray) -> tuple[int, int, int]:
 
 
 def _check(scan: LungScan, which: str) -> None:
-    shapes = {array.shape for array in (scan.hu, scan.lungs, scan.lesions)}
+    lungs = scan.lungs
+    shapes = {array.shape for array in (scan.hu, lungs, scan.lesions)}
     if len(shapes) > 1 or scan.hu.ndim != 3:
         raise RegistrationError(f"the {which} scan's arrays have the shapes {sorted(shapes)}: give one (Z, H, W).")
     if len(scan.spacing) != 3 or not min(scan.spacing) > 0:
         raise RegistrationError(f"the {which} scan has spacing {scan.spacing}: give three positive lengths in mm.")
-    if not scan.lungs.any():
+    if not lungs.any():
         raise RegistrationError(f"no lung was found in the {which} scan: scans are registered by their lungs.")
 
 

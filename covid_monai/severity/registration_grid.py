@@ -63,9 +63,9 @@ class LungGrid:
     @classmethod
     def of(cls, scan: LungScan) -> LungGrid:
         """Average everything over about GRID_MM, slice by slice."""
-        box, nodes = [], []
+        box, nodes, codes = [], [], scan.lungs
         for axis, (size, step) in enumerate(zip(scan.hu.shape, scan.spacing, strict=True)):
-            where = np.flatnonzero(scan.lungs.any(axis=tuple(other for other in range(3) if other != axis)))
+            where = np.flatnonzero(codes.any(axis=tuple(other for other in range(3) if other != axis)))
             margin = round(MARGIN_MM / step)
             low, high = max(0, int(where[0]) - margin), min(size - 1, int(where[-1]) + margin)
             box.append(slice(low, high + 1))
@@ -75,14 +75,14 @@ class LungGrid:
             hat(points, source, max(step, GRID_MM))
             for points, source, step in zip(nodes, fine, scan.spacing, strict=True)
         )
-        healthy = _healthy(scan)
+        healthy = _healthy(scan.hu, codes, scan.lesions)
         sums = np.zeros((4, *(len(points) for points in nodes)), dtype=np.float32)
         for k, z in enumerate(range(box[0].start, box[0].stop)):
             near = np.flatnonzero(along[:, k])
             if not len(near):
                 continue
             place = (z, box[1], box[2])
-            right, left = scan.lungs[place] == 1, scan.lungs[place] == 2
+            right, left = codes[place] == 1, codes[place] == 2
             lesion = scan.lesions[place] != 0
             plane = np.where(lesion, np.float32(healthy), np.clip(scan.hu[place], -1000, TISSUE_HU))
             plane = np.where(right | left, plane, np.float32(TISSUE_HU))
@@ -93,9 +93,9 @@ class LungGrid:
         return cls(image, lungs, lesion >= LESION_SHARE, (nodes[0], nodes[1], nodes[2]))
 
 
-def _healthy(scan: LungScan) -> float:
+def _healthy(hu: np.ndarray, lungs: np.ndarray, lesions: np.ndarray) -> float:
     """Median HU of the lung that is no lesion."""
-    values = scan.hu[::2, ::4, ::4][(scan.lungs[::2, ::4, ::4] != 0) & (scan.lesions[::2, ::4, ::4] == 0)]
+    values = hu[::2, ::4, ::4][(lungs[::2, ::4, ::4] != 0) & (lesions[::2, ::4, ::4] == 0)]
     return float(np.median(values)) if values.size else HEALTHY_HU
 
 

@@ -20,6 +20,7 @@ from covid_monai.severity.lungs import (
     slices_around,
     take_lesions,
 )
+from covid_monai.severity.mask_slices import MaskSlices
 from covid_monai.severity.sides import right_half, split_sides
 
 __all__ = ["ThresholdLungs"]
@@ -63,7 +64,7 @@ class _ThresholdSearch(LungSearch):
         self._found = blocks, air, islands, gas
         return slices_around(_slices_with(air | islands, self.steps[0], len(self.hu)), self.spacing, REACH_ALONG_MM)
 
-    def finish(self, lesions: np.ndarray) -> Lungs:
+    def finish(self, lesions: MaskSlices) -> Lungs:
         hu, steps = self.hu, self.steps
         check_lesions(lesions, hu)
         codes, warnings = self._united(any_in_blocks(lesions, steps))

@@ -39,9 +39,8 @@ class Drawn(LesionSegmenter):
     def levels(self, hu: np.ndarray, thresholds: Sequence[float], *args: Any, **kwargs: Any) -> LesionLevels:
         ascending = tuple(sorted(set(thresholds)))
         values = (2 * len(ascending) * (self.lesions != 0) + (self.lesions == 2)).astype(np.uint8)
-        depth, height, width = hu.shape
-        box = ((0, height), (0, width))
-        return LesionLevels(ascending, values, np.arange(depth), (height, width), box, self._fast)
+        empty = np.zeros_like(values[:1])
+        return LesionLevels(ascending, np.concatenate([values, empty]), np.arange(len(hu)), self._fast)
 
 
 @pytest.fixture(scope="module")

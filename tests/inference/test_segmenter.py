@@ -208,11 +208,33 @@ def test_mirrored_slabs_stand_for_their_slices(phantom_folder: Path):
     done: list[int] = []
     levels = segmenter.levels(hu, (0.5,), 1.0, mirrored=True, progress=done.append, slices=slice(3, 12))
     planes = np.stack([*levels.planes()])
-    assert len(levels.values) == 3  # a plane for each slab
+    assert len(levels.values) == 4  # a plane for each slab, and an empty one
     assert all(np.array_equal(planes[place], planes[place // 3 * 3 + 1]) for place in range(3, 12))
     assert planes[3:12].any()
     assert not planes[[0, 1, 2, 12, 13, 14, 15]].any()
     assert (done[0], sum(done)) == (7, 16)
+
+
+def test_levels_become_the_mask_in_their_own_memory(phantom_folder: Path):
+    hu = upright_hu(read_ct(phantom_folder / "image.nii.gz"))
+    segmenter = LesionSegmenter(ClassBands((-700, -300), (-300, -100)), UprightSliceInferer(**SLABS), device="cpu")
+    levels = segmenter.levels(hu, (0.3, 0.5), 1.0, slices=slice(3, 12))
+    within = np.zeros(hu.shape, dtype=bool)
+    within[:, 20:40] = True
+    expected = levels.codes(0.5) * within
+    assert set(np.unique(expected)) == {0, 1, 2}
+    assert np.array_equal(np.stack([*levels.lesions(0.5)]) & within, expected > 0)
+    codes = levels.into_codes(0.5, within)
+    assert np.array_equal(codes, expected)
+    assert np.shares_memory(codes, levels.values)
+
+
+def test_mirrored_levels_do_not_become_a_mask():
+    segmenter = LesionSegmenter(Band(-700.0, -100.0), UprightSliceInferer(**SLABS, size=64), device="cpu")
+    hu = np.zeros((6, 32, 32), dtype=np.int16)
+    levels = segmenter.levels(hu, (0.5,), 1.0, mirrored=True)
+    with pytest.raises(ValueError, match="ask for codes, which makes a copy"):
+        levels.into_codes(0.5, hu)
 
 
 @pytest.mark.parametrize("distance", [None, 0.8, 1.6, 10.0])

@@ -75,7 +75,6 @@ def make_analysis(
         hu=hu,
         spacing=SPACING if known else (1.0, 1.0, 1.0),
         lesions=codes,
-        lungs=lungs,
         regions=regions,
         classes=classes,
     )
@@ -84,7 +83,7 @@ def make_analysis(
 
 def only_slices(analysis: Analysis, slices: slice) -> Analysis:
     """The same with the pictures of some slices; figures stay as they are."""
-    arrays = {name: getattr(analysis, name)[slices] for name in ("hu", "lesions", "lungs", "regions")}
+    arrays = {name: getattr(analysis, name)[slices] for name in ("hu", "lesions", "regions")}
     return replace(analysis, slice_shares=analysis.slice_shares[slices], **arrays)
 
 

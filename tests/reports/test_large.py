@@ -34,7 +34,7 @@ def large() -> Analysis:
     random = np.random.default_rng(0)
     for z in range(len(hu)):
         hu[z] += random.normal(0, 30, hu[z].shape)
-    arrays = {name: enlarged(getattr(small, name)) for name in ("lesions", "lungs", "regions")}
+    arrays = {name: enlarged(getattr(small, name)) for name in ("lesions", "regions")}
     shares = tuple(small.slice_shares[z] for z in slices)
     return replace(small, hu=hu, spacing=(1.0, 0.7, 0.7), slice_shares=shares, **arrays)
 

@@ -15,7 +15,7 @@ from tests.reports.analyses import TWO_CLASSES, make_analysis
 def build(lesions: np.ndarray, lungs: np.ndarray) -> Analysis:
     """An analysis of a grey scan with these masks; its figures are those of another."""
     hu = np.full(lesions.shape, -600.0, dtype=np.float32)
-    return make_analysis(told_apart=False, hu=hu, lesions=lesions, lungs=lungs.astype(np.uint8))
+    return make_analysis(told_apart=False, hu=hu, lesions=lesions, regions=lungs.astype(np.uint8))
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def yellow(image: np.ndarray) -> np.ndarray:
 
 
 def test_ground_glass_is_yellow_and_consolidation_red(told_apart: Analysis, tmp_path: Path):
-    image = picture(replace(told_apart, lesions=told_apart.lesions[2:3], lungs=told_apart.lungs[2:3]), tmp_path)
+    image = picture(replace(told_apart, lesions=told_apart.lesions[2:3], regions=told_apart.regions[2:3]), tmp_path)
     warm = image[..., 0] - image[..., 2] > 60
     rows, columns = np.nonzero(yellow(image))
     red_rows, red_columns = np.nonzero(warm & ~yellow(image))

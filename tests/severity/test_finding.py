@@ -199,16 +199,20 @@ def test_mirrored_lungs_give_the_same_and_shares_stay_within_0_and_1(lesions: np
 
 
 @pytest.mark.parametrize(
-    ("lungs", "spacing", "outer"),
+    ("lesions", "spacing", "outer"),
     [
-        (np.zeros((1, 3, 4)), SPACING, 0.5),
+        (np.zeros((4, 3)), SPACING, 0.5),
         (np.zeros((1, 4, 3)), (5.0, 0.0, 1.0), 0.5),
         (np.zeros((1, 4, 3)), SPACING, 0.0),
         (np.zeros((1, 4, 3)), SPACING, 1.0),
     ],
 )
-def test_misuse_is_refused(lungs: np.ndarray, spacing: tuple, outer: float):
-    with pytest.raises(
-        ValueError, match=r"give two \(Z, H, W\) on one grid, positive lengths and a share between 0 and 1"
-    ):
-        peripheral_share(np.zeros((1, 4, 3)), lungs, spacing, outer)
+def test_misuse_is_refused(lesions: np.ndarray, spacing: tuple, outer: float):
+    with pytest.raises(ValueError, match=r"give \(Z, H, W\), positive lengths and a share between 0 and 1"):
+        peripheral_share(lesions, lesions, spacing, outer)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 4), (2, 4, 3), (0, 4, 3)])
+def test_lungs_on_another_grid_are_refused(shape: tuple[int, int, int]):
+    with pytest.raises(ValueError, match=r"give both as \(Z, H, W\) on one grid"):
+        peripheral_share(np.zeros((1, 4, 3)), np.zeros(shape), SPACING)

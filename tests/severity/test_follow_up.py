@@ -281,4 +281,4 @@ def test_a_scan_without_lengths_is_refused():
 
 def test_a_scan_without_lungs_is_refused():
     with pytest.raises(RegistrationError, match="no lung was found in scan 1"):
-        follow_up([replace(FIRST, lungs=np.zeros_like(FIRST.lungs)), SECOND])
+        follow_up([replace(FIRST, regions=np.zeros_like(FIRST.regions)), SECOND])

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from covid_monai.datasets.phantom import Phantom, make_phantom, upright
-from covid_monai.severity.anatomy import LOBES, REGIONS
+from covid_monai.severity.anatomy import LOBES, REGIONS, SIDES
 from covid_monai.severity.lobes import approximate_lobes
-from covid_monai.severity.regions import divide_regions
+from covid_monai.severity.regions import divide_regions, sides_of_regions
 from tests.severity.test_lobes import Spacing, lungs_of, radiopaedia_lungs, two_ellipsoids
 
 SPACING = (5.0, 2.0, 2.0)
@@ -108,6 +108,20 @@ def test_regions_cover_the_lobes_and_stay_in_their_own(lobes: np.ndarray, spacin
     assert np.array_equal(regions, divide_regions(lobes, spacing))
     assert divide_regions(lobes, spacing, out=lobes) is lobes
     assert np.array_equal(lobes, regions)
+
+
+def test_the_lungs_follow_from_the_regions():
+    codes = {side.key: side.code for side in SIDES}
+    assert sides_of_regions(np.arange(21, dtype=np.uint8)).tolist() == [0, *(codes[region.side] for region in REGIONS)]
+
+
+def test_lungs_become_lobes_and_regions_in_one_memory():
+    lungs = two_ellipsoids((10, 16, 24))
+    expected = divide_regions(approximate_lobes(lungs, SPACING), SPACING)
+    same = lungs.copy()
+    assert divide_regions(approximate_lobes(same, SPACING, out=same), SPACING, out=same) is same
+    assert np.array_equal(same, expected)
+    assert np.array_equal(sides_of_regions(same), lungs)
 
 
 @settings(max_examples=25, deadline=None)
