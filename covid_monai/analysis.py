@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import time
@@ -46,7 +45,7 @@ from covid_monai.severity import (
 )
 from covid_monai.severity.in_plane import bounding_box, in_slices
 
-__all__ = ["NOTICE", "SCHEMA", "Analysis", "analyse", "method_of", "scan_id"]
+__all__ = ["NOTICE", "SCHEMA", "Analysis", "analyse", "method_of"]
 
 SCHEMA = "covid_monai/analysis/3"
 NOTICE = "Research use only, not a medical device."
@@ -57,7 +56,7 @@ class Analysis:
     """What was found in a scan, and how.
 
     Attributes:
-        scan_id: the first 16 hexadecimal digits of the SHA-256 over the scan's voxels and affine.
+        scan_id: :attr:`covid_monai.ct.CTScan.id`.
         severity: volumes, shares and scores of the lungs, their lobes and the 20 regions.
         spread: ranges of the figures over flips and thresholds; None when they were not made.
         finding: opacities consistent with viral pneumonia, or not.
@@ -147,7 +146,7 @@ def analyse(
     thresholds = tuple(sorted({*THRESHOLDS, threshold})) if ranges else (threshold,)
     with ThreadPoolExecutor(max_workers=1) as beside:
         prepared = beside.submit(segmenter.prepare)
-        identity = beside.submit(scan_id, scan)
+        beside.submit(getattr, scan, "id")
         search = (lungs or ThresholdLungs()).begin(hu, spacing)
         searching = beside.submit(search.search)
 
@@ -218,7 +217,7 @@ def analyse(
         },
     }
     return Analysis(
-        scan_id=identity.result(),
+        scan_id=scan.id,
         severity=figures,
         spread=ranged,
         finding=find_opacities(figures, ranged, peripheral),
@@ -282,14 +281,6 @@ def method_of(segmenter: LesionSegmenter) -> dict[str, Any]:
         "slab_mm": segmenter.inferer.slab,
         "smoothing_mm": segmenter.inferer.smoothing,
     }
-
-
-def scan_id(scan: CTScan) -> str:
-    """Name of a scan by its content: 16 hexadecimal digits, the same wherever it lies, nothing of the patient."""
-    digest = hashlib.sha256(np.ascontiguousarray(scan.affine).tobytes())
-    for plane in scan.array.T:  # (Y, X), as the readers lay them down
-        digest.update(np.ascontiguousarray(plane, dtype=np.float32).data)
-    return digest.hexdigest()[:16]
 
 
 def _assessable(lungs: Lungs, scan: CTScan) -> set[int]:

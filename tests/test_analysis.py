@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 from PIL import Image
 
-from covid_monai.analysis import Analysis, analyse, scan_id
+from covid_monai.analysis import Analysis, analyse
 from covid_monai.ct import CTScan, SourceFacts, read_ct
 from covid_monai.datasets.phantom import Phantom, make_phantom, upright
 from covid_monai.inference import FastNetwork, LesionSegmenter, ModelFacts, UprightSliceInferer
@@ -440,24 +440,24 @@ def test_the_record_holds_no_path_and_no_patient(phantom_folder: Path, phantom: 
 def test_the_id_follows_from_voxels_and_affine_alone(scan: CTScan, phantom_folder: Path, tmp_path: Path):
     copy = tmp_path / "other_name.nii.gz"
     copy.write_bytes((phantom_folder / "image.nii.gz").read_bytes())
-    first = scan_id(scan)
+    first = scan.id
     assert len(first) == 16
     assert int(first, 16) >= 0
-    assert scan_id(read_ct(copy)) == first
+    assert read_ct(copy).id == first
     array = scan.array.copy(order="K")
     array[3, 4, 5] += 1
-    assert scan_id(CTScan(array, scan.affine, scan.source)) != first
+    assert CTScan(array, scan.affine, scan.source).id != first
     moved = scan.affine.copy()
     moved[2, 3] += 1
-    assert scan_id(CTScan(scan.array, moved, scan.source)) != first
+    assert CTScan(scan.array, moved, scan.source).id != first
     other = CTScan(scan.array, scan.affine, SourceFacts("DICOM", 99), warnings=["Other."])
-    assert scan_id(other) == first
+    assert other.id == first
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_the_id_does_not_depend_on_the_order_in_memory(scan: CTScan, order: Any):
     array = np.array(scan.array, order=order)
-    assert scan_id(CTScan(array, scan.affine, scan.source)) == scan_id(scan)
+    assert CTScan(array, scan.affine, scan.source).id == scan.id
 
 
 def test_a_network_that_finds_nothing_gives_zero(scan: CTScan):

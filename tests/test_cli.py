@@ -143,6 +143,32 @@ def test_predicting_does_not_wait_for_what_only_training_needs():
     assert result.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize("collects", [True, False])
+def test_what_prediction_imports_is_not_searched_for_garbage(collects: bool):
+    script = (
+        "import gc\n"
+        "from covid_monai.cli.lean import import_lean_monai\n"
+        f"{'' if collects else 'gc.disable()'}\n"
+        "import_lean_monai()\n"
+        "print(gc.isenabled(), gc.get_freeze_count() > len(gc.get_objects()) > 0)\n"
+    )
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == f"{collects} True"
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_process_that_ends_does_not_look_for_garbage(alone: bool):
+    script = (
+        "import gc, sys, covid_monai.cli as cli\n"
+        "words = ['data', 'list']\n"
+        "sys.argv[1:] = words\n"
+        f"code = cli.main({'' if alone else 'words'})\n"
+        "print(code, gc.get_freeze_count() > 0)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == f"0 {alone}"
+
+
 def test_reading_a_scan_imports_nothing_that_is_hidden_meanwhile(phantom_folder: Path):
     script = (
         "import sys\n"

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import argparse
+import gc
+import os
 import pkgutil
 import sys
 
@@ -17,8 +19,13 @@ HIDDEN = (
 
 
 def import_monai_to_predict(options: argparse.Namespace) -> None:
-    """Import MONAI lean where its process runs this command line alone, whose model does not come by MLflow."""
+    """Import MONAI lean where its process runs this command line alone, whose model does not come by MLflow.
+
+    Threads of OpenMP that wait for work then leave their cores to others, which else they keep busy, unless
+    ``OMP_WAIT_POLICY`` says otherwise; processes that are started by this one do the same.
+    """
     if options.alone and not getattr(options, "model", None):
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported
         import_lean_monai()
 
 
@@ -27,8 +34,8 @@ def import_lean_monai() -> None:
 
     MONAI imports all of its modules in advance, and runs each of them twice (``monai.utils.load_submodules``); here it
     finds none that it could. They can be imported afterwards, and so can what was hidden, but what looked for a hidden
-    package before, such as MONAI's ITK reader, cannot be used in this process any more. Nothing is done where MONAI is
-    imported already.
+    package before, such as MONAI's ITK reader, cannot be used in this process any more. The many objects that are made,
+    which stay, are not searched for garbage. Nothing is done where MONAI is imported already.
     """
     if "monai" in sys.modules:
         return
@@ -36,11 +43,16 @@ def import_lean_monai() -> None:
     walk = pkgutil.walk_packages
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # None: such an import fails at once
     pkgutil.walk_packages = lambda *_, **__: iter(())
+    collects = gc.isenabled()
+    gc.disable()
     try:
         import monai.apps  # first: MONAI's modules import each other in circles, which can be entered here
         import monai.inferers
         import monai.networks.nets  # noqa: F401
     finally:
+        gc.freeze()
+        if collects:
+            gc.enable()
         pkgutil.walk_packages = walk
         for name in hidden:
             del sys.modules[name]

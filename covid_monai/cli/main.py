@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         complain(str(error))
         return UNUSABLE
+    finally:
+        if options.alone:
+            gc.freeze()  # else Python looks for cycles among all that is left before it ends, for more than a second
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -347,16 +347,14 @@ def _series(options: argparse.Namespace) -> str | None:
 
 
 def _analysed(job: Job, analyser: Analyser, scan: CTScan) -> Outcome:
-    from covid_monai.analysis import scan_id
     from covid_monai.ct import read_sources
 
     options = job.options
     title = name_of(job.path) if options.keep_names else None
     if options.resume:
-        identity = scan_id(scan)
-        folder = options.output / (title or identity)
+        folder = options.output / (title or scan.id)
         row = job.rows.get(folder.name)
-        if row is not None and analyser.made(folder, identity, row):
+        if row is not None and analyser.made(folder, scan.id, row):
             return Outcome(job, folder, ("  results of an earlier run, left as they are",))
     sources = read_sources(job.path, _series(options)) if options.dicom or options.send else None
     analysis = analyser(scan, _lungs(options, scan))

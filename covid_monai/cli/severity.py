@@ -153,7 +153,7 @@ def _percent(proportion: Proportion) -> str:
 
 def _follow_up(options: argparse.Namespace) -> int:
     import_monai_to_predict(options)
-    from covid_monai.analysis import NOTICE, scan_id
+    from covid_monai.analysis import NOTICE
     from covid_monai.ct import read_ct
     from covid_monai.reports import write_results
     from covid_monai.reports.follow_up import check_follow_up, write_follow_up
@@ -168,7 +168,7 @@ def _follow_up(options: argparse.Namespace) -> int:
         raise ValueError(f"{len(series)} series were given for {len(paths)} scans: give one for each scan.")
     elastix()
     scans = [read_ct(path, which) for path, which in zip(paths, series, strict=True)]
-    identities = [scan_id(scan) for scan in scans]
+    identities = [scan.id for scan in scans]
     check_scans(identities, [scan.spacing_known for scan in scans])
     if not options.overwrite:
         check_follow_up(options.output, identities)

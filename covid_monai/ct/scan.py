@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -96,6 +98,17 @@ class CTScan:
         affine.setflags(write=False)
         for name, value in (("array", array), ("affine", affine), ("warnings", tuple(self.warnings))):
             object.__setattr__(self, name, value)
+
+    @cached_property
+    def id(self) -> str:
+        """Name of the scan by its content, nothing of the patient, the same wherever it lies.
+
+        The first 16 hexadecimal digits of the SHA-256 over the affine and the voxels in float32.
+        """
+        digest = hashlib.sha256(np.ascontiguousarray(self.affine).tobytes())
+        for plane in self.array.T:  # (Y, X), as the readers lay them down
+            digest.update(np.ascontiguousarray(plane, dtype=np.float32).data)
+        return digest.hexdigest()[:16]
 
     @property
     def volume(self) -> MetaTensor:

@@ -17,7 +17,7 @@ from typing import Any
 from mlflow import MlflowClient
 from monai.bundle import ConfigParser
 
-from covid_monai.analysis import analyse, scan_id
+from covid_monai.analysis import analyse
 from covid_monai.ct import CTScan, SourceFacts, read_ct
 from covid_monai.datasets import data_hash, load_datalist, load_side
 from covid_monai.datasets.phantoms import lesion_free_phantoms
@@ -127,7 +127,7 @@ def _lesion_free(paths: Iterable[Path]) -> Iterator[tuple[str, CTScan]]:
         yield f"phantom {number}", CTScan(phantom.hu, phantom.affine, SourceFacts("phantom", 1))
     for path in paths:
         scan = read_ct(path)
-        yield scan_id(scan), scan
+        yield scan.id, scan
 
 
 def _score(

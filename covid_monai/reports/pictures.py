@@ -254,7 +254,7 @@ def nearest(mask: np.ndarray, height: int, width: int) -> np.ndarray:
         ((np.arange(size) + 0.5) * length / size).astype(int)
         for size, length in zip((height, width), mask.shape, strict=True)
     )
-    return mask[rows[:, None], columns]
+    return mask[rows][:, columns]  # rows first, which lie together
 
 
 def edge(mask: np.ndarray) -> np.ndarray:

@@ -20,6 +20,8 @@ __all__ = ["Cut", "Place", "Plane", "Sectors", "divide"]
 
 SAMPLE = 250_000
 """Surfaces are placed on about this many voxels of a place, evenly spaced in reading order, or on all of fewer."""
+Points = np.ndarray | tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Height, depth and laterality: (3, N), or three arrays that broadcast to a grid."""
 OUTWARD = {RIGHT_LUNG.key: -1.0, LEFT_LUNG.key: 1.0}
 """Columns run from the patient's right to left, so that laterality runs against them in the right lung."""
 
@@ -44,8 +46,8 @@ class Plane:
         """The coordinate itself: it needs nothing of the part that it cuts."""
         return self
 
-    def __call__(self, points: np.ndarray) -> np.ndarray:
-        """Values (N,) of points (3, N)."""
+    def __call__(self, points: Points) -> np.ndarray:
+        """Values of points, or of a grid of them."""
         h, d, lateral = points
         return self.height * h + self.depth * d + (self.lateral + self.twist * h) * lateral
 
@@ -83,11 +85,11 @@ class _Angle:
     centre: tuple[float, float]
     radii: tuple[float, float]
 
-    def __call__(self, points: np.ndarray) -> np.ndarray:
-        h = points[0]
+    def __call__(self, points: Points) -> np.ndarray:
+        h, *across = points
         depth, lateral = (
             (x - slope * h - centre) / radius
-            for x, slope, centre, radius in zip(points[1:], self.slopes, self.centre, self.radii, strict=True)
+            for x, slope, centre, radius in zip(across, self.slopes, self.centre, self.radii, strict=True)
         )
         return (np.arctan2(-depth, -lateral) - self.border) % (2 * np.pi)
 
@@ -122,13 +124,12 @@ class _Fitted:
     borders: np.ndarray
     parts: tuple[_Fitted | int, ...]
 
-    def __call__(self, points: np.ndarray) -> np.ndarray:
-        """Codes (N,) uint8 of points (3, N)."""
-        found = np.searchsorted(self.borders, self.along(points), side="right")
-        codes = np.empty(found.shape, dtype=np.uint8)
-        for number, part in enumerate(self.parts):
-            here = found == number
-            codes[here] = part if isinstance(part, int) else part(points[:, here])
+    def __call__(self, points: Points) -> np.ndarray:
+        """Codes uint8 of points, or of a grid of them."""
+        values = self.along(points)
+        codes, *further = (np.uint8(part) if isinstance(part, int) else part(points) for part in self.parts)
+        for border, beyond in zip(self.borders, further, strict=True):
+            codes = np.where(values >= border, beyond, codes)
         return codes
 
 
@@ -159,26 +160,26 @@ def divide(
     labels, inside = labels[box], divided[box]
     cutters = {code: cutter for code, place in places.items() if (cutter := _cutter(labels, code, place, spacing))}
     for z, plane in enumerate(labels):
-        rows, columns = np.nonzero(plane)
-        codes = plane[rows, columns]
-        for code, cutter in cutters.items():
-            here = codes == code
-            row, column = rows[here], columns[here]
-            inside[z, row, column] = cutter(np.stack([np.full(row.shape, z), row, column]))
+        shapes = [plane == code for code in cutters]  # before any of them is written, perhaps into the same memory
+        for shape, cutter in zip(shapes, cutters.values(), strict=True):
+            around = bounding_box(shape, 0, (1, 1))
+            np.copyto(inside[z][around], cutter(z, *around), where=shape[around])
     return divided
 
 
 @dataclass(frozen=True)
 class _Cutter:
-    """From voxel indices to the codes of the parts of one place."""
+    """From voxels to the codes of the parts of one place."""
 
-    mean: np.ndarray  # (3, 1) index
-    scale: np.ndarray  # (3, 1) mm towards head, back and side, over the place's standard deviation
+    mean: np.ndarray  # (3,) index
+    scale: np.ndarray  # (3,) mm towards head, back and side, over the place's standard deviation
     parts: _Fitted
 
-    def __call__(self, indices: np.ndarray) -> np.ndarray:
-        """Codes (N,) uint8 of voxels (3, N)."""
-        return self.parts((indices - self.mean) * self.scale)
+    def __call__(self, z: int, rows: slice, columns: slice) -> np.ndarray:
+        """Codes uint8 that broadcast to (rows, columns) of a slice."""
+        indices = np.ogrid[z : z + 1, rows, columns]
+        h, d, lateral = ((x[0] - mean) * scale for x, mean, scale in zip(indices, self.mean, self.scale, strict=True))
+        return self.parts((h, d, lateral))
 
 
 def _cutter(labels: np.ndarray, code: int, place: Place, spacing: tuple[float, float, float]) -> _Cutter | None:
@@ -188,9 +189,9 @@ def _cutter(labels: np.ndarray, code: int, place: Place, spacing: tuple[float, f
         return None
     indices = _every(labels, code, -(-voxels // SAMPLE))
     towards = (spacing[0], spacing[1], OUTWARD[place.side] * spacing[2])
-    mean = np.array([[x.mean()] for x in indices])
-    scale = np.array([[step / _spread(x * abs(step))] for x, step in zip(indices, towards, strict=True)])
-    return _Cutter(mean, scale, _fit(place.cut, (indices - mean) * scale))
+    mean = np.array([x.mean() for x in indices])
+    scale = np.array([step / _spread(x * abs(step)) for x, step in zip(indices, towards, strict=True)])
+    return _Cutter(mean, scale, _fit(place.cut, (indices - mean[:, None]) * scale[:, None]))
 
 
 def _every(labels: np.ndarray, code: int, step: int) -> np.ndarray:
