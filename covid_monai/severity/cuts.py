@@ -159,11 +159,13 @@ def divide(
     box = (slice(None), *bounding_box(np.asarray(labels.any(axis=0)), 0, (1, 1)))
     labels, inside = labels[box], divided[box]
     cutters = {code: cutter for code, place in places.items() if (cutter := _cutter(labels, code, place, spacing))}
+    rows, columns = (np.arange(length) for length in labels.shape[1:])
     for z, plane in enumerate(labels):
         shapes = [plane == code for code in cutters]  # before any of them is written, perhaps into the same memory
         for shape, cutter in zip(shapes, cutters.values(), strict=True):
             around = bounding_box(shape, 0, (1, 1))
-            np.copyto(inside[z][around], cutter(z, *around), where=shape[around])
+            codes = cutter((np.array(z), rows[around[0], None], columns[around[1]]))
+            np.copyto(inside[z][around], codes, where=shape[around])
     return divided
 
 
@@ -175,10 +177,9 @@ class _Cutter:
     scale: np.ndarray  # (3,) mm towards head, back and side, over the place's standard deviation
     parts: _Fitted
 
-    def __call__(self, z: int, rows: slice, columns: slice) -> np.ndarray:
-        """Codes uint8 that broadcast to (rows, columns) of a slice."""
-        indices = np.ogrid[z : z + 1, rows, columns]
-        h, d, lateral = ((x[0] - mean) * scale for x, mean, scale in zip(indices, self.mean, self.scale, strict=True))
+    def __call__(self, indices: Points) -> np.ndarray:
+        """Codes uint8 of voxels, or of a grid of them."""
+        h, d, lateral = ((x - mean) * scale for x, mean, scale in zip(indices, self.mean, self.scale, strict=True))
         return self.parts((h, d, lateral))
 
 
