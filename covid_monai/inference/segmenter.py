@@ -31,9 +31,9 @@ __all__ = ["LesionLevels", "LesionSegmenter", "ModelFacts", "slice_distance", "u
 CLASSES = {1: ("lesion",), 3: ("ground glass", "consolidation")}
 """Names of the mask's codes from 1 on, by how many logits the network gives."""
 
-CALIBRATED_ON = 8
+CALIBRATED_ON = 4
 """Slabs of a scan, evenly spread, that show how large the inputs of each layer become."""
-WORTH_CALIBRATING = 32
+WORTH_CALIBRATING = 16
 """Slabs of a scan from which int8 gains more than the calibration takes."""
 
 MOST_AT_ONCE = 4

@@ -105,7 +105,9 @@ class _Res2NetBlock(nn.Module):
             group = groups[i] if i == 0 or self.first else outputs[-1] + groups[i]
             outputs.append(self.relu(bn(conv(group))))
         outputs.append(self.pool(groups[-1]))
-        return self.relu(self.bn3(self.conv3(torch.cat(outputs, 1))) + self.downsample(x))
+        grown = self.bn3(self.conv3(torch.cat(outputs, 1)))
+        grown += self.downsample(x)  # in place, as in MONAI's blocks: new memory takes longer than the sum
+        return self.relu(grown)
 
 
 class Res2NetEncoder(Encoder):

@@ -24,6 +24,7 @@ from covid_monai.reports.pictures import (
     jpeg,
     nearest,
     picture_size,
+    resized,
     tint,
 )
 from covid_monai.reports.planes import areas, largest_of_each_run, slices_that_matter
@@ -150,7 +151,7 @@ def _picture(
 ) -> Picture:
     """A plane through the lung window with the later lungs and coded areas outlined; patient's right on the left."""
     height, width = picture_size(slice(0, hu.shape[0]), slice(0, hu.shape[1]), *plane.spacing, LONGEST)
-    picture = np.repeat(np.asarray(grey(hu, LUNG_WINDOW, height, width))[..., None], 3, axis=-1)
+    picture = np.repeat(np.asarray(grey(resized(hu, height, width), LUNG_WINDOW))[..., None], 3, axis=-1)
     tint(picture, edge(nearest(plane.lungs, height, width) != 0), LUNG_COLOUR, 0.6)
     codes = nearest(codes, height, width)
     for code, colour in colours.items():

@@ -142,7 +142,7 @@ def viewer_frames(analysis: Analysis) -> list[Frame]:
     palette, transparency = _overlay_palette(analysis.classes)
 
     def frame(z: int) -> Frame:
-        hu = analysis.hu[z, rows, columns]
+        hu = resized(analysis.hu[z, rows, columns], height, width)
         codes = _overlay_codes(
             nearest(analysis.lesions[z, rows, columns], height, width),
             nearest(analysis.regions[z, rows, columns], height, width),
@@ -152,8 +152,8 @@ def viewer_frames(analysis: Analysis) -> list[Frame]:
         overlay.putpalette(palette)
         return Frame(
             z,
-            jpeg(grey(hu, LUNG_WINDOW, height, width), quality=55),
-            jpeg(grey(hu, SOFT_WINDOW, height, width), quality=40),  # of much noise
+            jpeg(grey(hu, LUNG_WINDOW), quality=55),
+            jpeg(grey(hu, SOFT_WINDOW), quality=40),  # of much noise
             _encoded(overlay, "PNG", transparency=transparency, compress_level=6),
             width,
             height,
@@ -224,7 +224,7 @@ def outlined(
     fill: float = FILL,
 ) -> np.ndarray:
     """A plane (H, W) through the lung window with lesions and lungs outlined, (height, width, 3) uint8."""
-    picture = np.repeat(np.asarray(grey(hu, LUNG_WINDOW, height, width))[..., None], 3, axis=-1)
+    picture = np.repeat(np.asarray(grey(resized(hu, height, width), LUNG_WINDOW))[..., None], 3, axis=-1)
     lesions, lungs = (nearest(mask, height, width) for mask in (lesions, lungs))
     tint(picture, edge(lungs != 0), LUNG_COLOUR, 0.6)
     for code, name in enumerate(classes, start=1):
@@ -241,11 +241,15 @@ def picture_size(rows: slice, columns: slice, row_mm: float, column_mm: float, l
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def grey(hu: np.ndarray, window: Window, height: int, width: int) -> Image.Image:
-    """(H, W) HU as an 8-bit picture of this size."""
-    grey = np.subtract(hu, window.black, dtype=np.float32) * np.float32(255 / (window.white - window.black))
-    image = Image.fromarray(np.clip(grey, 0, 255, out=grey).astype(np.uint8))
-    return image.resize((width, height), Image.Resampling.BILINEAR)
+def resized(hu: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(H, W) HU on a grid of this size, float32: interpolated, or averaged where it is coarser."""
+    return np.asarray(Image.fromarray(hu.astype(np.float32)).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def grey(hu: np.ndarray, window: Window) -> Image.Image:
+    """(H, W) HU as an 8-bit picture."""
+    grey = (hu - np.float32(window.black)) * np.float32(255 / (window.white - window.black))
+    return Image.fromarray(np.clip(grey, 0, 255, out=grey).astype(np.uint8))
 
 
 def nearest(mask: np.ndarray, height: int, width: int) -> np.ndarray:
