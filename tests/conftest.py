@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import gc
 import re
 import shutil
 import signal
@@ -20,6 +21,12 @@ def pytest_configure() -> None:
     """Hear Ctrl-C, here and in what the tests start: a shell's background, from which they may run, ignores it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Search no garbage among the modules that are imported by now: it takes a twentieth of the time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

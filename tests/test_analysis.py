@@ -256,7 +256,7 @@ def test_both_passes_are_by_one_network_which_is_told(network: str, monkeypatch:
     path = make_phantom(0, (96, 96, 48), lesions=None).write_nifti(tmp_path)
     found = analyse(read_ct(path), LesionSegmenter(FineInfNet(), UprightSliceInferer((64, 64)), device="cpu"))
     assert found.record["method"]["precision"] == network
-    assert calibrated == ([8] if network == "int8" else [])
+    assert calibrated == ([4] if network == "int8" else [])
 
 
 # ground glass and consolidation --------------------------------------------------------------------------------------

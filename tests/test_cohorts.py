@@ -99,6 +99,7 @@ def test_finished_scans_are_left_alone(
     assert len(analysed) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

@@ -51,6 +51,7 @@ def test_rotation_trains_the_encoder_and_rebuilds_nothing(bundle: Bundle, pretra
     assert state["result"].keys() == wanted.keys()
 
 
+@pytest.mark.slow
 def test_blocks_of_steps_train_both_in_every_epoch(pretrain: Callable):
     state, history = pretrain(**{"schedule#unit": "steps", "schedule#network": 1})
     assert len(history["train_coach_loss"]) == len(history["train_network_loss"]) == 2
@@ -58,6 +59,7 @@ def test_blocks_of_steps_train_both_in_every_epoch(pretrain: Callable):
     assert state["optimizer"]["state"]
 
 
+@pytest.mark.slow
 def test_blocks_of_epochs_train_one_of_both(pretrain: Callable):
     _, history = pretrain(**{"schedule#unit": "epochs", "schedule#network": 1})
     assert len(history["train_coach_loss"]) == len(history["train_network_loss"]) == 1
@@ -78,6 +80,7 @@ def test_masks_erase_where_they_are_told_to(bundle: Bundle, masks: str):
     assert (default.random_masks.within, default.random_masks.cell, default.coach.cell) == ("lungs", 16, 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("other", [{"mask_within": "slice"}, {"cell": 8}], ids=lambda other: next(iter(other)))
 def test_a_checkpoint_of_other_masks_is_refused(bundle: Bundle, tmp_path: Path, pretrain: Callable, other: dict):
     pretrain(max_epochs=1)

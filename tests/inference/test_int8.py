@@ -180,6 +180,7 @@ def test_integers_are_for_x86_cpus_that_have_instructions_for_them_and_none_for_
     assert gains_by_int8() == gains
 
 
+@pytest.mark.slow
 def test_the_probe_leaves_no_trace_and_is_not_misled():
     command = """
 import torch
@@ -195,6 +196,7 @@ print(found)
     assert printed.split()[-1:] == [str(is_exact())]
 
 
+@pytest.mark.slow
 @needs_vnni
 @pytest.mark.parametrize("allowed", ["AVX2", "AVX512_CORE"])
 def test_integers_are_not_exact_where_onednn_is_kept_from_vnni(allowed: str):
@@ -228,14 +230,14 @@ def test_a_scan_is_seen_in_integers_calibrated_on_slabs_from_all_over_it(gains: 
     assert (network.precision, segmenter._fast.precision) == ("int8", "float32")
     (slices,) = shown
     numbers = (slices.mean((1, 2, 3)) * 1500 - 1350 + 1000) / 1000 * 80  # the window, and then the slices' HU, undone
-    assert numbers.round().tolist() == [5, 15, 25, 35, 45, 55, 65, 75]
+    assert numbers.round().tolist() == [10, 30, 50, 70]
 
 
 @needs_vnni
 def test_a_few_slices_are_not_worth_it(gains: None):
     segmenter = LesionSegmenter(shaken(FineInfNet()), UprightSliceInferer((64, 64)), device="cpu")
-    assert fitted(segmenter, 31) is segmenter._fast
-    assert fitted(segmenter, 32) is not segmenter._fast
+    assert fitted(segmenter, 15) is segmenter._fast
+    assert fitted(segmenter, 16) is not segmenter._fast
 
 
 @needs_vnni
@@ -246,7 +248,7 @@ def test_without_mixed_precision_there_are_no_integers(gains: None):
 
 @needs_vnni
 def test_a_further_pass_is_by_the_same_network(gains: None, chest: np.ndarray):
-    segmenter = LesionSegmenter.from_bundle(default_bundle(), "cpu")
+    segmenter = LesionSegmenter(shaken(FineInfNet()), UprightSliceInferer((64, 64)), device="cpu")
     network = segmenter.levels(chest, (0.5,)).network
     again = segmenter.levels(chest, (0.5,), mirrored=True, network=network)
     assert again.network is network

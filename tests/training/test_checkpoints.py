@@ -118,6 +118,7 @@ def unbroken(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return training.run()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "interrupter",
     [

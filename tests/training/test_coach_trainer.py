@@ -303,6 +303,7 @@ def trainer(task, epochs: int, folder=None, resume: bool = True, scheduler=None)
 
 
 class TestPretextTrainer:
+    @pytest.mark.slow
     @pytest.mark.parametrize("unit", ["steps", "epochs"])
     def test_a_resumed_run_equals_an_unbroken_one(self, tmp_path, unit):
         def task() -> Inpainting:
