@@ -25,7 +25,7 @@ from covid_monai.datasets.phantom import upright
 from covid_monai.datasets.phantoms import lesion_free_phantoms
 from covid_monai.datasets.slices import read_slice
 from covid_monai.inference import LesionSegmenter
-from covid_monai.reports.pictures import LUNG_WINDOW, grey, nearest, tint
+from covid_monai.reports.pictures import LUNG_WINDOW, grey, nearest, resized, tint
 from covid_monai.severity import ThresholdLungs
 from covid_monai.transforms import GreyToHU
 
@@ -88,7 +88,7 @@ def draw(cases: list[tuple[int, str, np.ndarray, np.ndarray]]) -> Image.Image:
     """Slices above, the same with what was marked below."""
     columns = []
     for _, _, hu, marked in cases:
-        plain = np.asarray(grey(hu, LUNG_WINDOW, SIDE, SIDE).convert("RGB"))
+        plain = np.asarray(grey(resized(hu, SIDE, SIDE), LUNG_WINDOW).convert("RGB"))
         tinted = plain.copy()
         tint(tinted, nearest(marked, SIDE, SIDE), (255, 0, 0), 0.5)
         columns.append(np.concatenate([plain, tinted]))

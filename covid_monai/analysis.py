@@ -89,10 +89,9 @@ class Analysis:
     @property
     def lungs(self) -> np.ndarray:
         """(Z, H, W) uint8: 0 outside, 1 right lung, 2 left lung; made of :attr:`regions` when it is asked for."""
-        lungs = np.zeros(self.regions.shape, dtype=np.uint8)  # memory is taken for the rows that are written alone
+        lungs = np.zeros(self.regions.shape, dtype=np.uint8)
         for z, plane in in_slices(self.regions):
-            rows, _ = bounding_box(plane, 0.0, (1.0, 1.0))
-            lungs[z, rows] = sides_of_regions(plane[rows])
+            lungs[z] = sides_of_regions(plane)
         return lungs
 
     @property
@@ -250,15 +249,12 @@ class _Places(NamedTuple):
 
 
 def _places(lungs: Lungs, scan: CTScan) -> _Places:
-    """Divide the lungs of a scan; of their mask become lobes, and of these the regions, in the same memory."""
+    """Divide the lungs of a scan: the regions, and before them lobes that are not given, lie in the mask's memory."""
     spacing = scan.upright_spacing
     assessable = _assessable(lungs, scan)
     warnings = (*scan.warnings, *lung_warnings(lungs, spacing, scan.spacing_known, scan.source.contrast))
-    if lungs.lobes is None:
-        regions = approximate_lobes(lungs.mask, spacing, out=lungs.mask)
-        divide_regions(regions, spacing, out=regions)
-    else:
-        regions = divide_regions(lungs.lobes, spacing)
+    lobes = approximate_lobes(lungs.mask, spacing, out=lungs.mask) if lungs.lobes is None else lungs.lobes
+    regions = divide_regions(lobes, spacing, out=lungs.mask)
     source = "lungs" if lungs.lobes is None else "lobes"
     return _Places(regions, assessable, {"lungs": lungs.method, "regions_from": source}, warnings)
 

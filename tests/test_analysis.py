@@ -22,7 +22,7 @@ from covid_monai.datasets.phantom import Phantom, make_phantom, upright
 from covid_monai.inference import FastNetwork, LesionSegmenter, ModelFacts, UprightSliceInferer
 from covid_monai.inference.int8 import is_exact
 from covid_monai.networks import FineInfNet
-from covid_monai.severity import LungFinder, LungSearch, ThresholdLungs, dice
+from covid_monai.severity import GivenLungs, LungFinder, LungSearch, ThresholdLungs, dice
 from covid_monai.transforms import LungWindow
 from tests.inference.networks import Band, ClassBands, Constant
 
@@ -121,6 +121,21 @@ def test_figures_are_counts_of_voxels():
     assert figures.lung_ml == pytest.approx(LUNG_VOXELS * 2 * 3 * 5 / 1000)
     assert figures.lesion_share == LESION_VOXELS / LUNG_VOXELS
     assert (found.lesion_slices, found.lung_slices) == (6, 10)
+
+
+@pytest.mark.parametrize("kind", ["lungs", "lobes"])
+def test_masks_that_are_given_serve_again_and_stay_as_they_are(kind: str):
+    sides = np.zeros((12, 64, 64), dtype=np.uint8)
+    sides[1:11, 12:52, 8:28], sides[1:11, 12:52, 36:56] = 1, 2
+    upper = np.arange(12)[:, None, None] > 5
+    lobes = np.select([sides == 1, sides == 2], [np.where(upper, 3, 5), np.where(upper, 1, 2)], 0).astype(np.uint8)
+    given = {"lungs": sides, "lobes": lobes}[kind]
+    finder, before = GivenLungs(**{kind: given}), given.copy()
+    first, again = (analyse(boxed(boxes()), segmenter(size=(64, 64)), finder) for _ in range(2))
+    assert np.array_equal(given, before)
+    assert np.array_equal(first.lungs, sides)
+    assert np.array_equal(first.regions, again.regions)
+    assert first.severity == again.severity
 
 
 def test_lesions_that_reach_out_of_the_lungs_are_lung():

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
+import argparse
 import csv
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 
 from covid_monai import __version__, cli, inference
+from covid_monai.cli.lean import import_monai_to_predict
 from covid_monai.ct import CTScan, SourceFacts, write_mask
 from covid_monai.datasets import load_datalist
 from covid_monai.datasets.phantom import Lesions, Phantom, make_phantom
@@ -143,6 +146,21 @@ def test_predicting_does_not_wait_for_what_only_training_needs():
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-2:] == ["True True", "[]"]
+
+
+@pytest.mark.parametrize(("given", "policy"), [(None, "passive"), ("active", "active")])
+def test_threads_that_wait_leave_their_cores_unless_told_otherwise(
+    given: str | None, policy: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    found: list[str] = []
+    monkeypatch.setattr(
+        "covid_monai.cli.lean.import_lean_monai", lambda: found.append(os.environ["OMP_WAIT_POLICY"])
+    )  # which imports torch, that reads it
+    import_monai_to_predict(argparse.Namespace(alone=True))
+    assert found == [policy]
 
 
 @pytest.mark.parametrize("alone", [True, False])

@@ -103,7 +103,8 @@ class CTScan:
     def id(self) -> str:
         """Name of the scan by its content, nothing of the patient, the same wherever it lies.
 
-        The first 16 hexadecimal digits of the SHA-256 over the affine and the voxels in float32.
+        The first 16 hexadecimal digits of the SHA-256 over the affine and the voxels in float32; computed once, so the
+        voxels must not be changed afterwards.
         """
         digest = hashlib.sha256(np.ascontiguousarray(self.affine).tobytes())
         for plane in self.array.T:  # (Y, X), as the readers lay them down

@@ -22,7 +22,6 @@ from covid_monai.inference.fast import FastNetwork
 from covid_monai.inference.slabs import Slabs
 from covid_monai.inference.slice_inferer import Box, UprightSliceInferer, inside
 from covid_monai.networks import WeightsError, load_weights, weights_sha256
-from covid_monai.severity.in_plane import bounding_box
 from covid_monai.severity.mask_slices import Reached
 from covid_monai.transforms import BOX_SLICES, GreyToHU, LesionCodes, LungWindow, lesion_odds
 
@@ -88,7 +87,10 @@ class LesionLevels:
     def codes(self, threshold: float) -> np.ndarray:
         """Lesion mask (Z, H, W) uint8 at one of the thresholds, see :attr:`LesionSegmenter.classes`."""
         least = self._least(threshold)
-        return np.stack([_codes(plane, least) for plane in self.planes()])
+        codes = np.empty((len(self.standing), *self.values.shape[1:]), dtype=np.uint8)
+        for plane, values in zip(codes, self.planes(), strict=True):
+            plane[:] = _codes(values, least)
+        return codes
 
     def into_codes(self, threshold: float, within: Iterable[np.ndarray]) -> np.ndarray:
         """The mask of :meth:`codes` in the memory of ``values``, of which nothing else can be had any more.
@@ -98,7 +100,7 @@ class LesionLevels:
             within: slices (H, W), Z of them, non-zero where lesion counts.
 
         Raises:
-            ValueError: the slices have not values of their own: a mirrored pass was made.
+            ValueError: some slices share their values, those of a slab in a mirrored pass.
         """
         if len(self.values) != len(self.standing) + 1:
             raise ValueError("several slices share their values: ask for codes, which makes a copy.")
@@ -286,7 +288,7 @@ class LesionSegmenter:
             progress(left_out)
         box = self._box(hu)
         slots = len(slabs) if mirrored else len(hu)
-        values = np.zeros((slots + 1, *hu.shape[1:]), dtype=np.uint8)  # what is not looked at takes no memory
+        values = np.zeros((slots + 1, *hu.shape[1:]), dtype=np.uint8)
         fitted = self.fitted(hu, slabs, box) if network is None else network
 
         def mirror(batch: torch.Tensor) -> torch.Tensor:
@@ -330,8 +332,8 @@ class LesionSegmenter:
             for row, logits in zip(range(0, len(rows), at_once), pieces, strict=True):
                 codes = decide(self.inferer.enlarge(logits, rows.shape[1:]))[:, 0].cpu().numpy()
                 for plane, found in zip(rows[row : row + at_once], codes, strict=True):
-                    there, _ = bounding_box(found, 0.0, (1.0, 1.0))
-                    plane[there] = found[there]  # lines that are not written take no memory
+                    if found.any():  # slices that are not written take no memory
+                        plane[:] = found
             span = slabs.span(start, stop)
             return span.stop - span.start
 

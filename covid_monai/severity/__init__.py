@@ -8,6 +8,7 @@ from covid_monai.severity.finding import Finding, find_opacities, peripheral_sha
 from covid_monai.severity.lobes import approximate_lobes, lobes_from_codes
 from covid_monai.severity.lung_checks import lung_warnings
 from covid_monai.severity.lungs import GivenLungs, LungFinder, Lungs, LungSearch
+from covid_monai.severity.mask_slices import MaskSlices
 from covid_monai.severity.regions import divide_regions, sides_of_regions
 from covid_monai.severity.scores import (
     CUT_OFF,
@@ -40,6 +41,7 @@ __all__ = [
     "LungSearch",
     "Lungs",
     "MaskComparison",
+    "MaskSlices",
     "NoiseFloor",
     "Proportion",
     "Score",

@@ -41,7 +41,7 @@ class Lungs:
 
     Attributes:
         mask: (Z, H, W) uint8, upright: 0 outside, 1 right lung, 2 left lung (`anatomy.SIDES`), trachea and main bronchi
-            out; all 0 when no lung was found.
+            out; all 0 when no lung was found. It is the caller's: an analysis cuts the regions in its memory.
         method: "threshold", "lungmask R231", "lungmask LTRCLobes", "given lungs" or "given lobes".
         lobes: (Z, H, W) uint8 codes of `anatomy.LOBES`, non-zero where ``mask`` is; None without lobes in the source.
         warnings: what scan and lesions say about the mask, one sentence each; `lung_warnings` adds the rest.
@@ -195,7 +195,7 @@ class GivenLungs(LungFinder):
         if self.mask.shape != hu.shape:
             raise ValueError(f"the lung mask has shape {self.mask.shape}, the scan {hu.shape}: give it on its grid.")
         if self.lobes is not None:
-            mask, method = self.mask, "given lobes"
+            mask, method = self.mask.copy(), "given lobes"
         elif not self.told_apart:
             mask, method = _split(self.mask != 0, hu, spacing), "given lungs"
         else:

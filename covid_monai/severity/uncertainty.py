@@ -46,7 +46,8 @@ def at_thresholds(joint: np.ndarray, thresholds: int) -> list[np.ndarray]:
 
     Args:
         joint: (21, 2 * (thresholds + 1)) voxels by region and by ``2 * reached + dense``: how many of the thresholds
-            the probability of lesion reaches, and whether consolidation is more probable than ground glass, as
+            the probability of lesion reaches, and whether consolidation is more probable than ground glass (of voxels
+            that reach none it does not matter), as
             ``count(levels, regions, values=2 * (thresholds + 1))`` gives them.
         thresholds: how many thresholds there are.
 
