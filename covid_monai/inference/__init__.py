@@ -3,9 +3,9 @@
 
 from covid_monai.inference.bundle import BundleError, default_bundle
 from covid_monai.inference.fast import FastNetwork
+from covid_monai.inference.levels import LesionLevels
 from covid_monai.inference.precision import AutocastInferer, autocast
 from covid_monai.inference.segmenter import (
-    LesionLevels,
     LesionSegmenter,
     ModelFacts,
     slice_distance,
