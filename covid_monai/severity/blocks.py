@@ -38,8 +38,7 @@ def block_means(hu: np.ndarray, steps: Steps) -> np.ndarray:
         the last voxels.
     """
     means = np.empty(_counts(hu.shape, steps), dtype=np.int16)
-    for k, blocks in enumerate(means):
-        slab = hu[k * steps[0] : (k + 1) * steps[0]]
+    for blocks, slab in zip(means, _slabs(hu, steps[0]), strict=True):
         total = np.zeros(blocks.shape, dtype=np.float32)
         for plane in slab:
             for member in _members(plane, steps[1:]):
@@ -51,8 +50,7 @@ def block_means(hu: np.ndarray, steps: Steps) -> np.ndarray:
 def any_in_blocks(mask: MaskSlices, steps: Steps) -> np.ndarray:
     """Blocks with something set in them, bool, on the grid of `block_means`."""
     found = np.zeros(_counts(mask.shape, steps), dtype=bool)
-    for k in range(len(found)):
-        slab = mask[k * steps[0] : (k + 1) * steps[0]]
+    for k, slab in enumerate(_slabs(mask, steps[0])):
         if slab.any():
             for member in _members((slab != 0).any(axis=0), steps[1:]):
                 found[k] |= member
@@ -61,6 +59,11 @@ def any_in_blocks(mask: MaskSlices, steps: Steps) -> np.ndarray:
 
 def _counts(shape: tuple[int, ...], steps: Steps) -> list[int]:
     return [-(-length // step) for length, step in zip(shape, steps, strict=True)]
+
+
+def _slabs(volume: MaskSlices, step: int) -> Iterator[np.ndarray]:
+    """Slices of one layer of blocks after the other."""
+    return (volume[k : k + step] for k in range(0, len(volume), step))
 
 
 def _members(plane: np.ndarray, steps: tuple[int, int]) -> Iterator[np.ndarray]:
